@@ -101,9 +101,7 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Connect: func(ctx context.Context, stream io.ReadWriteCloser, attach sandbox.Attach) (sandbox.Portal, error) {
 			return portalclient.New(ctx, stream, attach)
 		},
-		Defaults: sandbox.Config{
-			Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB, DiskMiB: cfg.DefaultDiskMiB,
-		},
+		Defaults:     sandbox.Config{Template: sandbox.Template{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB, DiskMiB: cfg.DefaultDiskMiB}},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
 		MaxDiskMiB:   cfg.MaxDiskMiB,

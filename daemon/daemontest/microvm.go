@@ -40,14 +40,14 @@ func newMicroVMs(records []sandbox.Record) *microVMs {
 }
 
 // Start implements sandbox.Runtime.
-func (m *microVMs) Start(ctx context.Context, id string, cfg sandbox.Config) error {
-	if cfg.Image == Unbootable {
-		return errors.New("QEMU ended")
+func (m *microVMs) Start(ctx context.Context, id string, t sandbox.Template, hostname string) (sandbox.Origin, error) {
+	if t.Image == Unbootable {
+		return sandbox.Origin{}, errors.New("QEMU ended")
 	}
 	m.mu.Lock()
-	m.stuck[id] = cfg.Image == Unstoppable
+	m.stuck[id] = t.Image == Unstoppable
 	m.mu.Unlock()
-	return m.Runtime.Start(ctx, id, cfg)
+	return m.Runtime.Start(ctx, id, t, hostname)
 }
 
 // Remove implements sandbox.Runtime.
@@ -62,9 +62,9 @@ func (m *microVMs) Remove(ctx context.Context, id string) error {
 }
 
 // ResolveImage implements sandbox.Runtime.
-func (m *microVMs) ResolveImage(ctx context.Context, image string) error {
+func (m *microVMs) ResolveImage(ctx context.Context, image string) (string, error) {
 	if image == Unreadable {
-		return errors.New("read /srv/secret/index.json: input/output error")
+		return "", errors.New("read /srv/secret/index.json: input/output error")
 	}
 	return m.Runtime.ResolveImage(ctx, image)
 }
@@ -123,11 +123,11 @@ func initialSandboxes() []sandbox.Record {
 	return []sandbox.Record{
 		{
 			ID: "a1a1a1a1a1a1a1a1a1a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Running, CreatedAt: now,
-			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096},
+			Config: sandbox.Config{Template: sandbox.Template{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}},
 		},
 		{
 			ID: "b2b2b2b2b2b2b2b2b2b2", Name: sandbox.Name{Namespace: "team", Name: "broken"}, State: sandbox.Failed, CreatedAt: now,
-			Config: sandbox.Config{Image: "microsandbox/node", CPUs: 2, MemoryMiB: 1024}, Reason: "its microVM ended \x1b[2Jhere",
+			Config: sandbox.Config{Template: sandbox.Template{Image: "microsandbox/node", CPUs: 2, MemoryMiB: 1024}}, Reason: "its microVM ended \x1b[2Jhere",
 		},
 	}
 }

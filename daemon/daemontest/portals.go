@@ -64,10 +64,15 @@ func (p *portals) socket(id string) string {
 }
 
 // Start implements sandbox.Runtime.
-func (p *portals) Start(ctx context.Context, id string, cfg sandbox.Config) error {
-	if err := p.microVMs.Start(ctx, id, cfg); err != nil {
-		return err
+func (p *portals) Start(ctx context.Context, id string, t sandbox.Template, hostname string) (sandbox.Origin, error) {
+	origin, err := p.microVMs.Start(ctx, id, t, hostname)
+	if err != nil {
+		return origin, err
 	}
+	return origin, p.startPortal(id)
+}
+
+func (p *portals) startPortal(id string) error {
 	home := p.home(id)
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return err
@@ -75,7 +80,7 @@ func (p *portals) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 	child := exec.Command("/proc/self/exe")
 	child.Args = []string{portalName, p.socket(id)}
 	child.Dir, child.Stderr = home, os.Stderr
-	child.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}, cfg.Env...)
+	child.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
 	if _, err := child.StdinPipe(); err != nil {
 		return err
 	}

@@ -208,10 +208,8 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 	}
 	s.manager = sandbox.NewManager(sandbox.Options{
 		Store: s.store, Runtime: runtime, Connect: connect,
-		Defaults: sandbox.Config{
-			Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB, DiskMiB: s.cfg.DefaultDiskMiB,
-		},
-		MaxCPUs: s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB, MaxDiskMiB: s.cfg.MaxDiskMiB, Disks: true,
+		Defaults: sandbox.Config{Template: sandbox.Template{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB, DiskMiB: s.cfg.DefaultDiskMiB}},
+		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB, MaxDiskMiB: s.cfg.MaxDiskMiB, Disks: true,
 		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
 		Boots:      4,
 		HostMemory: func() (available, total uint64, err error) { return 64 << 30, 64 << 30, nil },

@@ -169,7 +169,8 @@ type PingResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The version of the contract. 0 means only PortalService, with the first four fields of the requests of a run. 1 means
-	// everything in this package but contexts, results and bash. 2 means everything but InterruptRun. 3 means everything.
+	// everything in this package but contexts, results and bash. 2 means everything but InterruptRun and Warm. 3 means
+	// everything but Warm. 4 means everything.
 	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -483,6 +484,95 @@ func (x *RunCodeRequest) GetId() string {
 	return ""
 }
 
+type WarmRequest struct {
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Languages     []RunCodeRequest_Language `protobuf:"varint,1,rep,packed,name=languages,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"languages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmRequest) Reset() {
+	*x = WarmRequest{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmRequest) ProtoMessage() {}
+
+func (x *WarmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmRequest.ProtoReflect.Descriptor instead.
+func (*WarmRequest) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WarmRequest) GetLanguages() []RunCodeRequest_Language {
+	if x != nil {
+		return x.Languages
+	}
+	return nil
+}
+
+type WarmResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The languages that have an interpreter now.
+	Languages     []RunCodeRequest_Language `protobuf:"varint,1,rep,packed,name=languages,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"languages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmResponse) Reset() {
+	*x = WarmResponse{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmResponse) ProtoMessage() {}
+
+func (x *WarmResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmResponse.ProtoReflect.Descriptor instead.
+func (*WarmResponse) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WarmResponse) GetLanguages() []RunCodeRequest_Language {
+	if x != nil {
+		return x.Languages
+	}
+	return nil
+}
+
 type InterruptRunRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -492,7 +582,7 @@ type InterruptRunRequest struct {
 
 func (x *InterruptRunRequest) Reset() {
 	*x = InterruptRunRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +594,7 @@ func (x *InterruptRunRequest) String() string {
 func (*InterruptRunRequest) ProtoMessage() {}
 
 func (x *InterruptRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +607,7 @@ func (x *InterruptRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterruptRunRequest.ProtoReflect.Descriptor instead.
 func (*InterruptRunRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{5}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InterruptRunRequest) GetId() string {
@@ -535,7 +625,7 @@ type InterruptRunResponse struct {
 
 func (x *InterruptRunResponse) Reset() {
 	*x = InterruptRunResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +637,7 @@ func (x *InterruptRunResponse) String() string {
 func (*InterruptRunResponse) ProtoMessage() {}
 
 func (x *InterruptRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +650,7 @@ func (x *InterruptRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterruptRunResponse.ProtoReflect.Descriptor instead.
 func (*InterruptRunResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{6}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{8}
 }
 
 type RunCodeResponse struct {
@@ -578,7 +668,7 @@ type RunCodeResponse struct {
 
 func (x *RunCodeResponse) Reset() {
 	*x = RunCodeResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +680,7 @@ func (x *RunCodeResponse) String() string {
 func (*RunCodeResponse) ProtoMessage() {}
 
 func (x *RunCodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +693,7 @@ func (x *RunCodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCodeResponse.ProtoReflect.Descriptor instead.
 func (*RunCodeResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{7}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RunCodeResponse) GetEvent() isRunCodeResponse_Event {
@@ -694,7 +784,7 @@ type Piece struct {
 
 func (x *Piece) Reset() {
 	*x = Piece{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +796,7 @@ func (x *Piece) String() string {
 func (*Piece) ProtoMessage() {}
 
 func (x *Piece) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +809,7 @@ func (x *Piece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Piece.ProtoReflect.Descriptor instead.
 func (*Piece) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{8}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Piece) GetData() []byte {
@@ -761,7 +851,7 @@ type CodeResult struct {
 
 func (x *CodeResult) Reset() {
 	*x = CodeResult{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +863,7 @@ func (x *CodeResult) String() string {
 func (*CodeResult) ProtoMessage() {}
 
 func (x *CodeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +876,7 @@ func (x *CodeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CodeResult.ProtoReflect.Descriptor instead.
 func (*CodeResult) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{9}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CodeResult) GetSuccess() bool {
@@ -834,7 +924,7 @@ type CreateContextRequest struct {
 
 func (x *CreateContextRequest) Reset() {
 	*x = CreateContextRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +936,7 @@ func (x *CreateContextRequest) String() string {
 func (*CreateContextRequest) ProtoMessage() {}
 
 func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +949,7 @@ func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
 func (*CreateContextRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{10}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateContextRequest) GetName() string {
@@ -906,7 +996,7 @@ type CreateContextResponse struct {
 
 func (x *CreateContextResponse) Reset() {
 	*x = CreateContextResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1008,7 @@ func (x *CreateContextResponse) String() string {
 func (*CreateContextResponse) ProtoMessage() {}
 
 func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1021,7 @@ func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
 func (*CreateContextResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{11}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateContextResponse) GetContext() *Context {
@@ -949,7 +1039,7 @@ type ListContextsRequest struct {
 
 func (x *ListContextsRequest) Reset() {
 	*x = ListContextsRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1051,7 @@ func (x *ListContextsRequest) String() string {
 func (*ListContextsRequest) ProtoMessage() {}
 
 func (x *ListContextsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1064,7 @@ func (x *ListContextsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContextsRequest.ProtoReflect.Descriptor instead.
 func (*ListContextsRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{12}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{14}
 }
 
 type ListContextsResponse struct {
@@ -986,7 +1076,7 @@ type ListContextsResponse struct {
 
 func (x *ListContextsResponse) Reset() {
 	*x = ListContextsResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1088,7 @@ func (x *ListContextsResponse) String() string {
 func (*ListContextsResponse) ProtoMessage() {}
 
 func (x *ListContextsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1101,7 @@ func (x *ListContextsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContextsResponse.ProtoReflect.Descriptor instead.
 func (*ListContextsResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{13}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListContextsResponse) GetContexts() []*Context {
@@ -1031,7 +1121,7 @@ type RestartContextRequest struct {
 
 func (x *RestartContextRequest) Reset() {
 	*x = RestartContextRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1133,7 @@ func (x *RestartContextRequest) String() string {
 func (*RestartContextRequest) ProtoMessage() {}
 
 func (x *RestartContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1146,7 @@ func (x *RestartContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartContextRequest.ProtoReflect.Descriptor instead.
 func (*RestartContextRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{14}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RestartContextRequest) GetName() string {
@@ -1082,7 +1172,7 @@ type RestartContextResponse struct {
 
 func (x *RestartContextResponse) Reset() {
 	*x = RestartContextResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1184,7 @@ func (x *RestartContextResponse) String() string {
 func (*RestartContextResponse) ProtoMessage() {}
 
 func (x *RestartContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1197,7 @@ func (x *RestartContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartContextResponse.ProtoReflect.Descriptor instead.
 func (*RestartContextResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{15}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RestartContextResponse) GetContext() *Context {
@@ -1126,7 +1216,7 @@ type RemoveContextRequest struct {
 
 func (x *RemoveContextRequest) Reset() {
 	*x = RemoveContextRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1228,7 @@ func (x *RemoveContextRequest) String() string {
 func (*RemoveContextRequest) ProtoMessage() {}
 
 func (x *RemoveContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1241,7 @@ func (x *RemoveContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContextRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContextRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{16}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveContextRequest) GetName() string {
@@ -1169,7 +1259,7 @@ type RemoveContextResponse struct {
 
 func (x *RemoveContextResponse) Reset() {
 	*x = RemoveContextResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1271,7 @@ func (x *RemoveContextResponse) String() string {
 func (*RemoveContextResponse) ProtoMessage() {}
 
 func (x *RemoveContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1284,7 @@ func (x *RemoveContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContextResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContextResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{17}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{19}
 }
 
 // Context is a session of an interpreter that runs code in a language.
@@ -1218,7 +1308,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1320,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1333,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{18}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Context) GetName() string {
@@ -1319,7 +1409,7 @@ type RunCommandRequest struct {
 
 func (x *RunCommandRequest) Reset() {
 	*x = RunCommandRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1421,7 @@ func (x *RunCommandRequest) String() string {
 func (*RunCommandRequest) ProtoMessage() {}
 
 func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1434,7 @@ func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandRequest.ProtoReflect.Descriptor instead.
 func (*RunCommandRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{19}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RunCommandRequest) GetCommand() string {
@@ -1423,7 +1513,7 @@ type RunCommandResponse struct {
 
 func (x *RunCommandResponse) Reset() {
 	*x = RunCommandResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[20]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1525,7 @@ func (x *RunCommandResponse) String() string {
 func (*RunCommandResponse) ProtoMessage() {}
 
 func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[20]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1538,7 @@ func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandResponse.ProtoReflect.Descriptor instead.
 func (*RunCommandResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{20}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RunCommandResponse) GetEvent() isRunCommandResponse_Event {
@@ -1502,7 +1592,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[21]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1604,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[21]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1617,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{21}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CommandResult) GetExitCode() int32 {
@@ -1576,7 +1666,11 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x14LANGUAGE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fLANGUAGE_PYTHON\x10\x01\x12\x11\n" +
 	"\rLANGUAGE_NODE\x10\x02\x12\x11\n" +
-	"\rLANGUAGE_BASH\x10\x03\"%\n" +
+	"\rLANGUAGE_BASH\x10\x03\"S\n" +
+	"\vWarmRequest\x12D\n" +
+	"\tlanguages\x18\x01 \x03(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\tlanguages\"T\n" +
+	"\fWarmResponse\x12D\n" +
+	"\tlanguages\x18\x01 \x03(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\tlanguages\"%\n" +
 	"\x13InterruptRunRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
 	"\x14InterruptRunResponse\"\xe0\x01\n" +
@@ -1639,7 +1733,7 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\v2\x1c.msb.portal.v1.CommandResultH\x00R\x06resultB\a\n" +
 	"\x05event\",\n" +
 	"\rCommandResult\x12\x1b\n" +
-	"\texit_code\x18\x01 \x01(\x05R\bexitCode2\xba\x05\n" +
+	"\texit_code\x18\x01 \x01(\x05R\bexitCode2\xfb\x05\n" +
 	"\rPortalService\x12?\n" +
 	"\x04Ping\x12\x1a.msb.portal.v1.PingRequest\x1a\x1b.msb.portal.v1.PingResponse\x12J\n" +
 	"\aRunCode\x12\x1d.msb.portal.v1.RunCodeRequest\x1a\x1e.msb.portal.v1.RunCodeResponse0\x01\x12W\n" +
@@ -1647,7 +1741,8 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\rCreateContext\x12#.msb.portal.v1.CreateContextRequest\x1a$.msb.portal.v1.CreateContextResponse\x12W\n" +
 	"\fListContexts\x12\".msb.portal.v1.ListContextsRequest\x1a#.msb.portal.v1.ListContextsResponse\x12]\n" +
 	"\x0eRestartContext\x12$.msb.portal.v1.RestartContextRequest\x1a%.msb.portal.v1.RestartContextResponse\x12Z\n" +
-	"\rRemoveContext\x12#.msb.portal.v1.RemoveContextRequest\x1a$.msb.portal.v1.RemoveContextResponse\x12S\n" +
+	"\rRemoveContext\x12#.msb.portal.v1.RemoveContextRequest\x1a$.msb.portal.v1.RemoveContextResponse\x12?\n" +
+	"\x04Warm\x12\x1a.msb.portal.v1.WarmRequest\x1a\x1b.msb.portal.v1.WarmResponse\x12S\n" +
 	"\n" +
 	"RunCommand\x12 .msb.portal.v1.RunCommandRequest\x1a!.msb.portal.v1.RunCommandResponse0\x01B1Z/github.com/msbd/msbd/api/msb/portal/v1;portalv1b\x06proto3"
 
@@ -1664,7 +1759,7 @@ func file_msb_portal_v1_portal_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_portal_v1_portal_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_portal_v1_portal_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_msb_portal_v1_portal_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_msb_portal_v1_portal_proto_goTypes = []any{
 	(Output_Stream)(0),             // 0: msb.portal.v1.Output.Stream
 	(RunCodeRequest_Language)(0),   // 1: msb.portal.v1.RunCodeRequest.Language
@@ -1673,69 +1768,75 @@ var file_msb_portal_v1_portal_proto_goTypes = []any{
 	(*Output)(nil),                 // 4: msb.portal.v1.Output
 	(*Environment)(nil),            // 5: msb.portal.v1.Environment
 	(*RunCodeRequest)(nil),         // 6: msb.portal.v1.RunCodeRequest
-	(*InterruptRunRequest)(nil),    // 7: msb.portal.v1.InterruptRunRequest
-	(*InterruptRunResponse)(nil),   // 8: msb.portal.v1.InterruptRunResponse
-	(*RunCodeResponse)(nil),        // 9: msb.portal.v1.RunCodeResponse
-	(*Piece)(nil),                  // 10: msb.portal.v1.Piece
-	(*CodeResult)(nil),             // 11: msb.portal.v1.CodeResult
-	(*CreateContextRequest)(nil),   // 12: msb.portal.v1.CreateContextRequest
-	(*CreateContextResponse)(nil),  // 13: msb.portal.v1.CreateContextResponse
-	(*ListContextsRequest)(nil),    // 14: msb.portal.v1.ListContextsRequest
-	(*ListContextsResponse)(nil),   // 15: msb.portal.v1.ListContextsResponse
-	(*RestartContextRequest)(nil),  // 16: msb.portal.v1.RestartContextRequest
-	(*RestartContextResponse)(nil), // 17: msb.portal.v1.RestartContextResponse
-	(*RemoveContextRequest)(nil),   // 18: msb.portal.v1.RemoveContextRequest
-	(*RemoveContextResponse)(nil),  // 19: msb.portal.v1.RemoveContextResponse
-	(*Context)(nil),                // 20: msb.portal.v1.Context
-	(*RunCommandRequest)(nil),      // 21: msb.portal.v1.RunCommandRequest
-	(*RunCommandResponse)(nil),     // 22: msb.portal.v1.RunCommandResponse
-	(*CommandResult)(nil),          // 23: msb.portal.v1.CommandResult
-	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
+	(*WarmRequest)(nil),            // 7: msb.portal.v1.WarmRequest
+	(*WarmResponse)(nil),           // 8: msb.portal.v1.WarmResponse
+	(*InterruptRunRequest)(nil),    // 9: msb.portal.v1.InterruptRunRequest
+	(*InterruptRunResponse)(nil),   // 10: msb.portal.v1.InterruptRunResponse
+	(*RunCodeResponse)(nil),        // 11: msb.portal.v1.RunCodeResponse
+	(*Piece)(nil),                  // 12: msb.portal.v1.Piece
+	(*CodeResult)(nil),             // 13: msb.portal.v1.CodeResult
+	(*CreateContextRequest)(nil),   // 14: msb.portal.v1.CreateContextRequest
+	(*CreateContextResponse)(nil),  // 15: msb.portal.v1.CreateContextResponse
+	(*ListContextsRequest)(nil),    // 16: msb.portal.v1.ListContextsRequest
+	(*ListContextsResponse)(nil),   // 17: msb.portal.v1.ListContextsResponse
+	(*RestartContextRequest)(nil),  // 18: msb.portal.v1.RestartContextRequest
+	(*RestartContextResponse)(nil), // 19: msb.portal.v1.RestartContextResponse
+	(*RemoveContextRequest)(nil),   // 20: msb.portal.v1.RemoveContextRequest
+	(*RemoveContextResponse)(nil),  // 21: msb.portal.v1.RemoveContextResponse
+	(*Context)(nil),                // 22: msb.portal.v1.Context
+	(*RunCommandRequest)(nil),      // 23: msb.portal.v1.RunCommandRequest
+	(*RunCommandResponse)(nil),     // 24: msb.portal.v1.RunCommandResponse
+	(*CommandResult)(nil),          // 25: msb.portal.v1.CommandResult
+	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
 }
 var file_msb_portal_v1_portal_proto_depIdxs = []int32{
 	0,  // 0: msb.portal.v1.Output.stream:type_name -> msb.portal.v1.Output.Stream
 	1,  // 1: msb.portal.v1.RunCodeRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
-	24, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
+	26, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 3: msb.portal.v1.RunCodeRequest.environment:type_name -> msb.portal.v1.Environment
-	24, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
-	24, // 5: msb.portal.v1.RunCodeRequest.waited:type_name -> google.protobuf.Duration
-	4,  // 6: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
-	11, // 7: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
-	10, // 8: msb.portal.v1.RunCodeResponse.display:type_name -> msb.portal.v1.Piece
-	10, // 9: msb.portal.v1.RunCodeResponse.error:type_name -> msb.portal.v1.Piece
-	1,  // 10: msb.portal.v1.CreateContextRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
-	5,  // 11: msb.portal.v1.CreateContextRequest.environment:type_name -> msb.portal.v1.Environment
-	20, // 12: msb.portal.v1.CreateContextResponse.context:type_name -> msb.portal.v1.Context
-	20, // 13: msb.portal.v1.ListContextsResponse.contexts:type_name -> msb.portal.v1.Context
-	5,  // 14: msb.portal.v1.RestartContextRequest.environment:type_name -> msb.portal.v1.Environment
-	20, // 15: msb.portal.v1.RestartContextResponse.context:type_name -> msb.portal.v1.Context
-	1,  // 16: msb.portal.v1.Context.language:type_name -> msb.portal.v1.RunCodeRequest.Language
-	24, // 17: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	5,  // 18: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
-	24, // 19: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
-	4,  // 20: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
-	23, // 21: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
-	2,  // 22: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
-	6,  // 23: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
-	7,  // 24: msb.portal.v1.PortalService.InterruptRun:input_type -> msb.portal.v1.InterruptRunRequest
-	12, // 25: msb.portal.v1.PortalService.CreateContext:input_type -> msb.portal.v1.CreateContextRequest
-	14, // 26: msb.portal.v1.PortalService.ListContexts:input_type -> msb.portal.v1.ListContextsRequest
-	16, // 27: msb.portal.v1.PortalService.RestartContext:input_type -> msb.portal.v1.RestartContextRequest
-	18, // 28: msb.portal.v1.PortalService.RemoveContext:input_type -> msb.portal.v1.RemoveContextRequest
-	21, // 29: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
-	3,  // 30: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
-	9,  // 31: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
-	8,  // 32: msb.portal.v1.PortalService.InterruptRun:output_type -> msb.portal.v1.InterruptRunResponse
-	13, // 33: msb.portal.v1.PortalService.CreateContext:output_type -> msb.portal.v1.CreateContextResponse
-	15, // 34: msb.portal.v1.PortalService.ListContexts:output_type -> msb.portal.v1.ListContextsResponse
-	17, // 35: msb.portal.v1.PortalService.RestartContext:output_type -> msb.portal.v1.RestartContextResponse
-	19, // 36: msb.portal.v1.PortalService.RemoveContext:output_type -> msb.portal.v1.RemoveContextResponse
-	22, // 37: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
-	30, // [30:38] is the sub-list for method output_type
-	22, // [22:30] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	26, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
+	26, // 5: msb.portal.v1.RunCodeRequest.waited:type_name -> google.protobuf.Duration
+	1,  // 6: msb.portal.v1.WarmRequest.languages:type_name -> msb.portal.v1.RunCodeRequest.Language
+	1,  // 7: msb.portal.v1.WarmResponse.languages:type_name -> msb.portal.v1.RunCodeRequest.Language
+	4,  // 8: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
+	13, // 9: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
+	12, // 10: msb.portal.v1.RunCodeResponse.display:type_name -> msb.portal.v1.Piece
+	12, // 11: msb.portal.v1.RunCodeResponse.error:type_name -> msb.portal.v1.Piece
+	1,  // 12: msb.portal.v1.CreateContextRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
+	5,  // 13: msb.portal.v1.CreateContextRequest.environment:type_name -> msb.portal.v1.Environment
+	22, // 14: msb.portal.v1.CreateContextResponse.context:type_name -> msb.portal.v1.Context
+	22, // 15: msb.portal.v1.ListContextsResponse.contexts:type_name -> msb.portal.v1.Context
+	5,  // 16: msb.portal.v1.RestartContextRequest.environment:type_name -> msb.portal.v1.Environment
+	22, // 17: msb.portal.v1.RestartContextResponse.context:type_name -> msb.portal.v1.Context
+	1,  // 18: msb.portal.v1.Context.language:type_name -> msb.portal.v1.RunCodeRequest.Language
+	26, // 19: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	5,  // 20: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
+	26, // 21: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
+	4,  // 22: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
+	25, // 23: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
+	2,  // 24: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
+	6,  // 25: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
+	9,  // 26: msb.portal.v1.PortalService.InterruptRun:input_type -> msb.portal.v1.InterruptRunRequest
+	14, // 27: msb.portal.v1.PortalService.CreateContext:input_type -> msb.portal.v1.CreateContextRequest
+	16, // 28: msb.portal.v1.PortalService.ListContexts:input_type -> msb.portal.v1.ListContextsRequest
+	18, // 29: msb.portal.v1.PortalService.RestartContext:input_type -> msb.portal.v1.RestartContextRequest
+	20, // 30: msb.portal.v1.PortalService.RemoveContext:input_type -> msb.portal.v1.RemoveContextRequest
+	7,  // 31: msb.portal.v1.PortalService.Warm:input_type -> msb.portal.v1.WarmRequest
+	23, // 32: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
+	3,  // 33: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
+	11, // 34: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
+	10, // 35: msb.portal.v1.PortalService.InterruptRun:output_type -> msb.portal.v1.InterruptRunResponse
+	15, // 36: msb.portal.v1.PortalService.CreateContext:output_type -> msb.portal.v1.CreateContextResponse
+	17, // 37: msb.portal.v1.PortalService.ListContexts:output_type -> msb.portal.v1.ListContextsResponse
+	19, // 38: msb.portal.v1.PortalService.RestartContext:output_type -> msb.portal.v1.RestartContextResponse
+	21, // 39: msb.portal.v1.PortalService.RemoveContext:output_type -> msb.portal.v1.RemoveContextResponse
+	8,  // 40: msb.portal.v1.PortalService.Warm:output_type -> msb.portal.v1.WarmResponse
+	24, // 41: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
+	33, // [33:42] is the sub-list for method output_type
+	24, // [24:33] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_msb_portal_v1_portal_proto_init() }
@@ -1743,13 +1844,13 @@ func file_msb_portal_v1_portal_proto_init() {
 	if File_msb_portal_v1_portal_proto != nil {
 		return
 	}
-	file_msb_portal_v1_portal_proto_msgTypes[7].OneofWrappers = []any{
+	file_msb_portal_v1_portal_proto_msgTypes[9].OneofWrappers = []any{
 		(*RunCodeResponse_Output)(nil),
 		(*RunCodeResponse_Result)(nil),
 		(*RunCodeResponse_Display)(nil),
 		(*RunCodeResponse_Error)(nil),
 	}
-	file_msb_portal_v1_portal_proto_msgTypes[20].OneofWrappers = []any{
+	file_msb_portal_v1_portal_proto_msgTypes[22].OneofWrappers = []any{
 		(*RunCommandResponse_Output)(nil),
 		(*RunCommandResponse_Result)(nil),
 	}
@@ -1759,7 +1860,7 @@ func file_msb_portal_v1_portal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_portal_v1_portal_proto_rawDesc), len(file_msb_portal_v1_portal_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	PortalService_ListContexts_FullMethodName   = "/msb.portal.v1.PortalService/ListContexts"
 	PortalService_RestartContext_FullMethodName = "/msb.portal.v1.PortalService/RestartContext"
 	PortalService_RemoveContext_FullMethodName  = "/msb.portal.v1.PortalService/RemoveContext"
+	PortalService_Warm_FullMethodName           = "/msb.portal.v1.PortalService/Warm"
 	PortalService_RunCommand_FullMethodName     = "/msb.portal.v1.PortalService/RunCommand"
 )
 
@@ -56,6 +57,11 @@ type PortalServiceClient interface {
 	RestartContext(ctx context.Context, in *RestartContextRequest, opts ...grpc.CallOption) (*RestartContextResponse, error)
 	// RemoveContext ends the interpreter of a context and forgets the context. Runs that wait for their turn fail.
 	RemoveContext(ctx context.Context, in *RemoveContextRequest, opts ...grpc.CallOption) (*RemoveContextResponse, error)
+	// Warm starts an interpreter of each given language that the image has, and lets it run a line of code that leaves nothing
+	// behind. Python and Node can be given. The first run of code in the language takes over the interpreter, if it names no user and
+	// has no environment and no workdir; otherwise the interpreter is ended, because a running one cannot take them over. Until then
+	// it is in no list. Interpreters that an earlier call started for other languages are ended.
+	Warm(ctx context.Context, in *WarmRequest, opts ...grpc.CallOption) (*WarmResponse, error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
 	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
 	// does not know the program. With contract 1, the end of the call kills everything that the program started.
@@ -149,6 +155,16 @@ func (c *portalServiceClient) RemoveContext(ctx context.Context, in *RemoveConte
 	return out, nil
 }
 
+func (c *portalServiceClient) Warm(ctx context.Context, in *WarmRequest, opts ...grpc.CallOption) (*WarmResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WarmResponse)
+	err := c.cc.Invoke(ctx, PortalService_Warm_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *portalServiceClient) RunCommand(ctx context.Context, in *RunCommandRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCommandResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &PortalService_ServiceDesc.Streams[1], PortalService_RunCommand_FullMethodName, cOpts...)
@@ -193,6 +209,11 @@ type PortalServiceServer interface {
 	RestartContext(context.Context, *RestartContextRequest) (*RestartContextResponse, error)
 	// RemoveContext ends the interpreter of a context and forgets the context. Runs that wait for their turn fail.
 	RemoveContext(context.Context, *RemoveContextRequest) (*RemoveContextResponse, error)
+	// Warm starts an interpreter of each given language that the image has, and lets it run a line of code that leaves nothing
+	// behind. Python and Node can be given. The first run of code in the language takes over the interpreter, if it names no user and
+	// has no environment and no workdir; otherwise the interpreter is ended, because a running one cannot take them over. Until then
+	// it is in no list. Interpreters that an earlier call started for other languages are ended.
+	Warm(context.Context, *WarmRequest) (*WarmResponse, error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
 	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
 	// does not know the program. With contract 1, the end of the call kills everything that the program started.
@@ -227,6 +248,9 @@ func (UnimplementedPortalServiceServer) RestartContext(context.Context, *Restart
 }
 func (UnimplementedPortalServiceServer) RemoveContext(context.Context, *RemoveContextRequest) (*RemoveContextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveContext not implemented")
+}
+func (UnimplementedPortalServiceServer) Warm(context.Context, *WarmRequest) (*WarmResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Warm not implemented")
 }
 func (UnimplementedPortalServiceServer) RunCommand(*RunCommandRequest, grpc.ServerStreamingServer[RunCommandResponse]) error {
 	return status.Error(codes.Unimplemented, "method RunCommand not implemented")
@@ -371,6 +395,24 @@ func _PortalService_RemoveContext_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PortalService_Warm_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WarmRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortalServiceServer).Warm(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortalService_Warm_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortalServiceServer).Warm(ctx, req.(*WarmRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PortalService_RunCommand_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(RunCommandRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -412,6 +454,10 @@ var PortalService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveContext",
 			Handler:    _PortalService_RemoveContext_Handler,
+		},
+		{
+			MethodName: "Warm",
+			Handler:    _PortalService_Warm_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

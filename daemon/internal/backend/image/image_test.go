@@ -146,7 +146,7 @@ func TestRemove(t *testing.T) {
 	both := contents(t, client)
 	var many []sandbox.Record
 	sandboxOf := func(name, image string, state sandbox.State) {
-		many = append(many, sandbox.Record{Name: sandbox.Name{Namespace: "team", Name: name}, Config: sandbox.Config{Image: image}, State: state})
+		many = append(many, sandbox.Record{Name: sandbox.Name{Namespace: "team", Name: name}, Config: sandbox.Config{Template: sandbox.Template{Image: image}}, State: state})
 	}
 	sandboxOf("a", "microsandbox/python", sandbox.Starting)
 	sandboxOf("b", "docker.io/microsandbox/python:latest", sandbox.Stopping)

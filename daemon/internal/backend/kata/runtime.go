@@ -165,16 +165,29 @@ func (r *Runtime) Close() { r.syslog.close() }
 
 // ResolveImage implements sandbox.Runtime. It makes the image's disk if there is none, which may take a while: an earlier
 // version may have imported the image, or the disk was damaged.
-func (r *Runtime) ResolveImage(ctx context.Context, name string) error {
+func (r *Runtime) ResolveImage(ctx context.Context, name string) (digest string, err error) {
 	image, err := r.Image(ctx, name)
 	if err == nil && r.Settings.UsesDisks() {
 		_, err = r.Disks.BuildImage(ctx, image, nil)
 	}
-	return err
+	if err != nil {
+		return "", err
+	}
+	return image.Target().Digest.String(), nil
 }
 
 // Start implements sandbox.Runtime.
-func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) error {
+func (r *Runtime) Start(ctx context.Context, id string, t sandbox.Template, hostname string) (sandbox.Origin, error) {
+	return sandbox.Origin{From: sandbox.Cold, Why: "this server has no templates"},
+		r.start(ctx, id, sandbox.Config{Template: t, Binding: sandbox.Binding{Hostname: hostname}})
+}
+
+// SetHostname implements sandbox.Runtime.
+func (r *Runtime) SetHostname(context.Context, string, string) error {
+	return fmt.Errorf("change the hostname of a running microVM: %w", errdefs.ErrNotImplemented)
+}
+
+func (r *Runtime) start(ctx context.Context, id string, cfg sandbox.Config) error {
 	image, err := r.Image(ctx, cfg.Image)
 	if err != nil {
 		return err

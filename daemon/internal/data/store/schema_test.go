@@ -195,7 +195,7 @@ func writeFixture(dir string) error {
 	for i, state := range []sandbox.State{sandbox.Running, sandbox.Failed} {
 		id := fmt.Sprint("box", i)
 		name := sandbox.Name{Namespace: sandbox.DefaultNamespace, Name: id}
-		cfg := sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512}
+		cfg := sandbox.Config{Template: sandbox.Template{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512}}
 		done(nil, srv.PutSandbox(sandbox.Record{ID: id, Name: name, Config: cfg, State: state, CreatedAt: time.Now().UTC()}))
 	}
 	done(nil, os.WriteFile(filepath.Join(dir, "tokens.txt"), []byte(tokens.String()), 0o600))

@@ -26,7 +26,7 @@ func TestFailedSandboxesHaveNoEnvironment(t *testing.T) {
 	}
 	f.Manager.Close()
 	f.rt.Kill(f.List("")[0].ID)
-	kept := Record{ID: "sb-kept", Name: Name{"default", "kept"}, State: Failed, Config: Config{Env: env}} // by an earlier version
+	kept := Record{ID: "sb-kept", Name: Name{"default", "kept"}, State: Failed, Config: Config{Binding: Binding{Env: env}}} // by an earlier version
 	if err := f.store.PutSandbox(kept); err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,7 @@ func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
 	o := Options{
 		Store: f.store, Runtime: f.rt,
 		Connect:    f.guest.Connect,
-		Defaults:   Config{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024},
+		Defaults:   Config{Template: Template{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024}},
 		Quota:      func(string) Quota { return Quota{} },
 		Boots:      8,
 		HostMemory: func() (available, total uint64, err error) { return f.memory() },
@@ -691,7 +691,7 @@ func TestRestartAdoptsRunningSandboxes(t *testing.T) {
 }
 
 func TestManagerRefusesWorkBeforeRecover(t *testing.T) {
-	m := NewManager(Options{Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Defaults: Config{Image: "x", CPUs: 1, MemoryMiB: 512}, MaxCPUs: 1, MaxMemoryMiB: 512})
+	m := NewManager(Options{Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Defaults: Config{Template: Template{Image: "x", CPUs: 1, MemoryMiB: 512}}, MaxCPUs: 1, MaxMemoryMiB: 512})
 	if err := m.Start(t.Context(), testName, Request{}); !errdefs.IsUnavailable(err) {
 		t.Errorf("start: %v", err)
 	}

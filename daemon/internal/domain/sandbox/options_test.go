@@ -28,12 +28,12 @@ func TestOptions(t *testing.T) {
 		other   Request
 		differs string
 	}{
-		{"defaults", Request{}, Config{DiskMiB: 1024, Hostname: "sandbox"}, Request{DiskMiB: 2048}, "disk is 1024 MiB, not 2048"},
-		{"disk", Request{DiskMiB: 64}, Config{DiskMiB: 64, Hostname: "sandbox"}, Request{}, "disk is 64 MiB, not 1024"},
-		{"user", Request{User: "app:staff"}, Config{DiskMiB: 1024, Hostname: "sandbox", User: "app:staff"}, Request{User: "app"}, `user is "app:staff", not "app"`},
-		{"hostname", Request{Hostname: "Web-1"}, Config{DiskMiB: 1024, Hostname: "Web-1"}, Request{}, "hostname is Web-1, not sandbox"},
-		{"workdir", Request{Workdir: "/w"}, Config{DiskMiB: 1024, Hostname: "sandbox", Workdir: "/w"}, Request{}, `workdir is "/w", not ""`},
-		{"label", Request{Hostname: "1" + strings.Repeat("x", 62)}, Config{DiskMiB: 1024, Hostname: "1" + strings.Repeat("x", 62)}, Request{Hostname: "x"}, "hostname is 1x"},
+		{"defaults", Request{}, Config{Template: Template{DiskMiB: 1024}, Binding: Binding{Hostname: "sandbox"}}, Request{DiskMiB: 2048}, "disk is 1024 MiB, not 2048"},
+		{"disk", Request{DiskMiB: 64}, Config{Template: Template{DiskMiB: 64}, Binding: Binding{Hostname: "sandbox"}}, Request{}, "disk is 64 MiB, not 1024"},
+		{"user", Request{User: "app:staff"}, Config{Template: Template{DiskMiB: 1024}, Binding: Binding{Hostname: "sandbox", User: "app:staff"}}, Request{User: "app"}, `user is "app:staff", not "app"`},
+		{"hostname", Request{Hostname: "Web-1"}, Config{Template: Template{DiskMiB: 1024}, Binding: Binding{Hostname: "Web-1"}}, Request{}, "hostname is Web-1, not sandbox"},
+		{"workdir", Request{Workdir: "/w"}, Config{Template: Template{DiskMiB: 1024}, Binding: Binding{Hostname: "sandbox", Workdir: "/w"}}, Request{}, `workdir is "/w", not ""`},
+		{"label", Request{Hostname: "1" + strings.Repeat("x", 62)}, Config{Template: Template{DiskMiB: 1024}, Binding: Binding{Hostname: "1" + strings.Repeat("x", 62)}}, Request{Hostname: "x"}, "hostname is 1x"},
 	} {
 		tt.want.Image, tt.want.CPUs, tt.want.MemoryMiB = "default", 1, 512
 		name := Name{"default", tt.name}

@@ -272,6 +272,10 @@ type Contexts interface {
 	ListContexts(ctx context.Context) ([]Context, error)
 	// RestartContext replaces the interpreter of a context, whose state is lost.
 	RestartContext(ctx context.Context, name string, e Environment) (Context, error)
+	// Warm starts an interpreter of each given language that the image has, for the first run of code in it, and ends those that
+	// an earlier call started for other languages. It leaves no trace: no context, no process and no output. A run with an
+	// Environment or a user does not use the interpreter.
+	Warm(ctx context.Context, languages []Language) error
 	// RemoveContext removes a context. If there is none with this name, the error of this and of RestartContext is
 	// errdefs.ErrNotFound.
 	RemoveContext(ctx context.Context, name string) error

@@ -45,8 +45,8 @@ func (n Name) Validate() error {
 	return name.Validate("sandbox name", n.Name)
 }
 
-// Config is the configuration of a sandbox, after the server's defaults are applied.
-type Config struct {
+// Template is the part of a configuration that is fixed when the microVM boots.
+type Template struct {
 	// Image is the image as the client names it, such as "microsandbox/python".
 	Image string `json:"image"`
 	// CPUs is the number of virtual processors, at least 1.
@@ -56,6 +56,10 @@ type Config struct {
 	// DiskMiB is the size of the writable disk in MiB. 0 means that the size is not limited: a record of an earlier version has
 	// 0, and so has a sandbox of a server without Options.Disks.
 	DiskMiB int `json:"disk_mib,omitempty"`
+}
+
+// Binding is the part of a configuration that is decided when a tenant gets the microVM, which may run already.
+type Binding struct {
 	// Env holds NAME=value entries, which override those of the image. The record of a failed sandbox has none.
 	Env []string `json:"env,omitempty"`
 	// Workdir is an absolute path, or empty for the working directory of the image. The start creates it.
@@ -64,6 +68,12 @@ type Config struct {
 	User string `json:"user,omitempty"`
 	// Hostname is an RFC 1123 label. It is empty in a record of an earlier version, which had only DefaultHostname.
 	Hostname string `json:"hostname,omitempty"`
+}
+
+// Config is the configuration of a sandbox, after the server's defaults are applied.
+type Config struct {
+	Template
+	Binding
 }
 
 // DefaultHostname is the hostname of a sandbox whose start names none.
@@ -107,6 +117,8 @@ func (c Config) Diff(other Config) string {
 //
 //	starting → running → stopping → (gone)
 //	    └────────┴──────────┴→ failed → starting | (gone)
+//
+// An entry of the pool has no name: it is starting and then pooled, and becomes running, or starting, when a tenant gets it.
 type State string
 
 const (
@@ -118,6 +130,8 @@ const (
 	Stopping State = "stopping"
 	// Failed means that the sandbox has no microVM. Its record says why.
 	Failed State = "failed"
+	// Pooled means that the microVM waits for a tenant. No sandbox has this state.
+	Pooled State = "pooled"
 )
 
 // Record is the stored state of a sandbox.
@@ -132,6 +146,31 @@ type Record struct {
 	// Cause is the error behind Reason. It is only for administrators, because it may name parts of the host.
 	Cause     string    `json:"cause,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
+	// Origin says how the sandbox was started, once it runs.
+	Origin Origin `json:"origin,omitzero"`
+	// CPUNanos is the processor time, in nanoseconds, that the microVM had used when the tenant got it.
+	CPUNanos int64 `json:"cpu_nanos,omitzero"`
+	// Digest is that of the image. Only an entry of the pool has it.
+	Digest string `json:"digest,omitempty"`
+}
+
+// Source says where the microVM of a sandbox came from.
+type Source string
+
+const (
+	// FromPool means that a started microVM of the pool was taken.
+	FromPool Source = "pool"
+	// FromTemplate means that the microVM is a copy of one that was booted before.
+	FromTemplate Source = "template"
+	// Cold means that the microVM was booted.
+	Cold Source = "cold"
+)
+
+// Origin says how a sandbox was started. It is zero in a record of an earlier version.
+type Origin struct {
+	From Source `json:"from"`
+	// Why says why the start was not faster. It is empty for FromPool.
+	Why string `json:"why,omitempty"`
 }
 
 // Store stores records. When a method returns nil, its change is durable.
@@ -161,9 +200,11 @@ type Usage struct {
 
 // Runtime manages microVMs. Its errors have an errdefs class.
 type Runtime interface {
-	// Start boots a microVM with an idle main process. If it returns an error, parts of the microVM may exist; the
-	// caller must call Remove.
-	Start(ctx context.Context, id string, cfg Config) error
+	// Start starts a microVM with an idle main process. t is fixed; hostname may be changed later with SetHostname. It returns
+	// how the microVM was started. If it returns an error, parts of the microVM may exist; the caller must call Remove.
+	Start(ctx context.Context, id string, t Template, hostname string) (Origin, error)
+	// SetHostname changes the hostname of a running microVM.
+	SetHostname(ctx context.Context, id, hostname string) error
 	// Remove ends a microVM and removes all its resources on this host. It is not an error if id is unknown.
 	Remove(ctx context.Context, id string) error
 	// List returns every microVM of this server, including dead ones.
@@ -175,7 +216,7 @@ type Runtime interface {
 	Attach(ctx context.Context, id, transfer string) (io.ReadWriteCloser, error)
 	// Usage returns the resource usage of a running microVM.
 	Usage(ctx context.Context, id string) (Usage, error)
-	// ResolveImage returns nil if sandboxes can be started from the image, and errdefs.ErrNotFound if there is no such
-	// image.
-	ResolveImage(ctx context.Context, image string) error
+	// ResolveImage returns the digest of an image from which sandboxes can be started, and errdefs.ErrNotFound if there is no
+	// such image.
+	ResolveImage(ctx context.Context, image string) (digest string, err error)
 }

@@ -62,7 +62,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	if err := m.checkOpen(); err != nil {
 		return err
 	}
-	if err := m.Runtime.ResolveImage(ctx, cfg.Image); errdefs.IsNotFound(err) {
+	if _, err := m.Runtime.ResolveImage(ctx, cfg.Image); errdefs.IsNotFound(err) {
 		// To a client, "not found" means that a sandbox does not exist, so report a bad argument instead.
 		return &badImage{err}
 	} else if err != nil {
@@ -102,7 +102,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		return cmp.Or(m.checkSpace(name), err)
 	}
 	bootStart := time.Now()
-	portal, cause, err := m.boot(ctx, p, rec)
+	portal, cause, err := m.boot(ctx, p, &rec)
 	if err != nil {
 		defer m.admission.free()() // the microVM is removed below
 	}
@@ -219,7 +219,7 @@ func (m *Manager) hideCause(name Name, what string, cause error) error {
 // boot waits until the start is admitted, starts the microVM, waits for the portal to answer and prepares the sandbox. If it was
 // interrupted, cause says why: ctx was canceled, or the guest did not answer in time. The error is a Refusal if the start was not
 // admitted in time.
-func (m *Manager) boot(ctx context.Context, p *place, rec Record) (_ *conn, cause, err error) {
+func (m *Manager) boot(ctx context.Context, p *place, rec *Record) (_ *conn, cause, err error) {
 	slow := fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable)
 	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout, slow)
 	defer stop()
@@ -230,7 +230,7 @@ func (m *Manager) boot(ctx context.Context, p *place, rec Record) (_ *conn, caus
 	case err != nil:
 		return nil, context.Cause(ctx), err
 	}
-	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
+	if rec.Origin, err = m.Runtime.Start(ctx, rec.ID, rec.Config.Template, rec.Config.Hostname); err != nil {
 		return nil, context.Cause(ctx), err
 	}
 	c, err := m.connect(ctx, rec.ID)

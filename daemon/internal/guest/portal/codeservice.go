@@ -55,6 +55,15 @@ func (s *server) InterruptRun(_ context.Context, req *portalv1.InterruptRunReque
 	return &portalv1.InterruptRunResponse{}, nil
 }
 
+// Warm implements portalv1.PortalServiceServer.
+func (s *server) Warm(ctx context.Context, req *portalv1.WarmRequest) (*portalv1.WarmResponse, error) {
+	warm, err := s.repls.warm(ctx, req.GetLanguages())
+	if err != nil {
+		return nil, err
+	}
+	return &portalv1.WarmResponse{Languages: warm}, nil
+}
+
 // CreateContext implements portalv1.PortalServiceServer.
 func (s *server) CreateContext(ctx context.Context, req *portalv1.CreateContextRequest) (*portalv1.CreateContextResponse, error) {
 	r, err := s.repls.create(ctx, req)

@@ -61,6 +61,8 @@ type program struct {
 	input    *input                // nil if the program has none
 	// isInterpreter says that the program is the interpreter of a context.
 	isInterpreter bool
+	// hidden says that no call can name the program. It is guarded by programs.mu.
+	hidden bool
 	// done is closed when the program has ended and exit is set. Its output may not have been read yet.
 	done chan struct{}
 	exit *portalv1.ProcessExit
@@ -81,11 +83,11 @@ type reader struct {
 	end  uint64 // the offset at which to stop
 }
 
-// adopt lets calls name the interpreter of a context, which was started as l says, and returns it as a program. After
-// the interpreter has exited, awaitRest waits for the rest of what it has printed.
+// adopt lets calls name the interpreter of a context, which was started as l says, and returns it as a program. If tag is
+// empty, calls can name it only after show. After the interpreter has exited, awaitRest waits for the rest of what it has printed.
 func (s *programs) adopt(interpreter *process, awaitRest func(), l launch, tag string) *program {
 	p := &program{
-		process: interpreter, isInterpreter: true, programs: s, done: make(chan struct{}), changed: sync.NewCond(&s.mu), readers: map[*reader]bool{},
+		process: interpreter, isInterpreter: true, hidden: tag == "", programs: s, done: make(chan struct{}), changed: sync.NewCond(&s.mu), readers: map[*reader]bool{},
 		info: &portalv1.ProcessInfo{
 			Pid: uint32(interpreter.pid), Argv: cut(l.argv), Tag: strings.ToValidUTF8(tag, "\uFFFD"),
 			Cwd: strings.ToValidUTF8(l.dir, "\uFFFD"), User: strings.ToValidUTF8(l.user.name, "\uFFFD"), StartedAt: timestamppb.Now(),
@@ -102,12 +104,26 @@ func (s *programs) adopt(interpreter *process, awaitRest func(), l launch, tag s
 		defer s.mu.Unlock()
 		p.exit = p.describeExit(false)
 		close(p.done)
-		s.ended = append(s.ended, p)
+		if !p.hidden {
+			s.ended = append(s.ended, p)
+		}
 		p.finished = true
 		p.changed.Broadcast()
 		s.forgetExcess()
 	}()
 	return p
+}
+
+// show lets calls name a program that adopt has hidden, as if it had just been started.
+func (s *programs) show(p *program, tag string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.hidden = false
+	p.info.Tag, p.info.StartedAt = strings.ToValidUTF8(tag, "\uFFFD"), timestamppb.Now()
+	s.all = append(slices.DeleteFunc(s.all, func(other *program) bool { return other == p }), p)
+	if p.exit != nil {
+		s.ended = append(s.ended, p)
+	}
 }
 
 // describeExit describes how the program has ended.
@@ -489,6 +505,9 @@ func (s *programs) find(selector *portalv1.ProcessSelector) (*program, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range slices.Backward(s.all) {
+		if p.hidden {
+			continue
+		}
 		if pid == p.info.GetPid() || tag != "" && tag == p.info.GetTag() {
 			return p, nil
 		}
@@ -505,6 +524,9 @@ func (s *programs) list() []*portalv1.ProcessInfo {
 	defer s.mu.Unlock()
 	var infos []*portalv1.ProcessInfo
 	for _, p := range s.all {
+		if p.hidden {
+			continue
+		}
 		info := &portalv1.ProcessInfo{
 			Pid: p.info.GetPid(), Argv: p.info.GetArgv(), Env: p.info.GetEnv(), Cwd: p.info.GetCwd(), User: p.info.GetUser(),
 			Tag: p.info.GetTag(), Terminal: p.info.GetTerminal(), WithCall: p.info.GetWithCall(),

@@ -35,8 +35,9 @@ type repls struct {
 	namedRuns interrupts.Set[string] // the runs in progress that have an id
 
 	// mu guards the fields below, and the fields of each repl that say so.
-	mu  sync.Mutex
-	all []*repl // in the order of their creation
+	mu     sync.Mutex
+	all    []*repl // in the order of their creation
+	spares []spare
 }
 
 // repl is a context: it runs code in one language as one user, in a session of the interpreter.
@@ -290,6 +291,10 @@ func (r *repl) start(ctx context.Context, e *portalv1.Environment) (*session, er
 	defer cancel()
 	mu := &r.repls.mu
 	mu.Lock()
+	if r.takeSpare(e) {
+		defer mu.Unlock()
+		return r.session, nil
+	}
 	kills := r.kills
 	r.cancelStart = cancel
 	mu.Unlock()

@@ -63,6 +63,7 @@ const (
 const (
 	flagResults = 1 // the driver sends displays and errors instead of printing them
 	flagBegun   = 2 // the driver sends messageBegun
+	flagWarming = 4 // the run does not count, and the driver forgets it
 )
 
 const (
@@ -125,6 +126,8 @@ type execution struct {
 	since uint64
 	// piece receives the pieces of displays and errors, which it must not retain.
 	piece func(kind byte, piece *portalv1.Piece)
+	// warming says that the run does not count.
+	warming bool
 }
 
 // executing returns the run in progress, or nil.
@@ -154,7 +157,7 @@ func (s *session) awaitRest() {
 }
 
 // startSession starts an interpreter in dir, or in the directory of the sandbox if dir is empty, and waits until it is ready. tag is
-// the tag of its log. Errors are gRPC statuses.
+// the tag of its log. If tag is empty, no call can name the log until programs.show. Errors are gRPC statuses.
 func (s *repls) startSession(ctx context.Context, language *language, user *account, e *portalv1.Environment, dir, tag string) (*session, error) {
 	l := launch{argv: language.argv(), dir: dir}
 	err := l.setUser(user)
@@ -432,7 +435,9 @@ func (s *session) tidy(req *portalv1.RunCodeRequest) {
 func (s *session) begin(ctx context.Context, req *portalv1.RunCodeRequest, run *execution, options []string) error {
 	s.mu.Lock()
 	s.current = run
-	s.count++
+	if !run.warming {
+		s.count++
+	}
 	s.mu.Unlock()
 	run.since = now()
 	if s.language.isShell {
@@ -441,6 +446,9 @@ func (s *session) begin(ctx context.Context, req *portalv1.RunCodeRequest, run *
 	var flags byte
 	if req.GetResults() {
 		flags |= flagResults
+	}
+	if run.warming {
+		flags |= flagWarming
 	}
 	if req.GetId() != "" {
 		flags |= flagBegun

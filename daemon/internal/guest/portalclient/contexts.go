@@ -50,6 +50,16 @@ func (c *Client) RemoveContext(ctx context.Context, name string) error {
 	return err
 }
 
+// Warm implements sandbox.Portal.
+func (c *Client) Warm(ctx context.Context, wanted []sandbox.Language) error {
+	req := &portalv1.WarmRequest{}
+	for _, language := range wanted {
+		req.Languages = append(req.Languages, languages[language])
+	}
+	_, err := call[portalv1.WarmResponse](ctx, c, warm, portalv1.PortalService_Warm_FullMethodName, req)
+	return err
+}
+
 // contextOf returns the context that a portal describes.
 func contextOf(c *portalv1.Context) sandbox.Context {
 	described := sandbox.Context{

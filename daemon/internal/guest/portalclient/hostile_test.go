@@ -307,7 +307,7 @@ func newHostile(t *testing.T) (*servetest.Site, *sandbox.Manager, *hostileRuntim
 			}
 			return c, nil
 		},
-		Defaults:   sandbox.Config{Image: "default", CPUs: 1, MemoryMiB: 512},
+		Defaults:   sandbox.Config{Template: sandbox.Template{Image: "default", CPUs: 1, MemoryMiB: 512}},
 		Quota:      func(string) sandbox.Quota { return sandbox.Quota{} },
 		CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
 		HostMemory: func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil },

@@ -193,7 +193,7 @@ func TestSandboxesAndImages(t *testing.T) {
 	f.sandboxes.records = []sandbox.Record{
 		{
 			ID: "a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Failed, Reason: "lost", CreatedAt: at,
-			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096},
+			Config: sandbox.Config{Template: sandbox.Template{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}},
 		},
 		{ID: "b2", Name: sandbox.Name{Namespace: "other", Name: "x"}, State: sandbox.Running},
 	}

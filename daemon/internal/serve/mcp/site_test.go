@@ -224,7 +224,7 @@ func (f *fakeSandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
 func record(n sandbox.Name) sandbox.Record {
 	return sandbox.Record{
 		ID: "1f0c9a2b5d6e7f803a4b", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
-		Config: sandbox.Config{Image: "x", CPUs: 1, MemoryMiB: 512, Env: []string{"TOKEN=secret"}},
+		Config: sandbox.Config{Template: sandbox.Template{Image: "x", CPUs: 1, MemoryMiB: 512}, Binding: sandbox.Binding{Env: []string{"TOKEN=secret"}}},
 	}
 }
 

@@ -213,10 +213,7 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 func record(n sandbox.Name, req sandbox.Request) sandbox.Record {
 	rec := sandbox.Record{
 		ID: "00112233445566778899", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
-		Config: sandbox.Config{
-			Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512),
-			DiskMiB: req.DiskMiB, Env: req.Env, Workdir: req.Workdir, User: req.User, Hostname: req.Hostname,
-		},
+		Config: sandbox.Config{Template: sandbox.Template{Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512), DiskMiB: req.DiskMiB}, Binding: sandbox.Binding{Env: req.Env, Workdir: req.Workdir, User: req.User, Hostname: req.Hostname}},
 	}
 	if n.Name == "failed" {
 		rec.State, rec.Reason, rec.Cause = sandbox.Failed, "its start failed", "dial unix /run/secret/path: timeout"

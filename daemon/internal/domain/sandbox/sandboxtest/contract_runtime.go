@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,14 +49,14 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 		return all[i], true
 	}
 
-	if err := r.ResolveImage(ctx, r.Image); err != nil {
-		t.Errorf("resolve an existing image: %v", err)
+	if digest, err := r.ResolveImage(ctx, r.Image); err != nil || !strings.HasPrefix(digest, "sha256:") {
+		t.Errorf("resolve an existing image: digest %q, error %v", digest, err)
 	}
-	if err := r.ResolveImage(ctx, AbsentImage); !errdefs.IsNotFound(err) {
+	if _, err := r.ResolveImage(ctx, AbsentImage); !errdefs.IsNotFound(err) {
 		t.Errorf("resolve an image that does not exist: got error %v, want NotFound", err)
 	}
-	cfg := sandbox.Config{Image: AbsentImage, CPUs: 1, MemoryMiB: 256, DiskMiB: 256}
-	if err := r.Start(ctx, id, cfg); !errdefs.IsNotFound(err) {
+	template := sandbox.Template{Image: AbsentImage, CPUs: 1, MemoryMiB: 256, DiskMiB: 256}
+	if _, err := r.Start(ctx, id, template, sandbox.DefaultHostname); !errdefs.IsNotFound(err) {
 		t.Errorf("start from an image that does not exist: got error %v, want NotFound", err)
 	}
 	if err := r.Remove(ctx, id); err != nil {
@@ -71,9 +72,9 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 		t.Error("Usage succeeded before the start")
 	}
 
-	cfg.Image = r.Image
-	if err := r.Start(ctx, id, cfg); err != nil {
-		t.Fatalf("start: %v", err)
+	template.Image = r.Image
+	if origin, err := r.Start(ctx, id, template, sandbox.DefaultHostname); err != nil || origin.From == "" {
+		t.Fatalf("start: origin %+v, error %v", origin, err)
 	}
 	if found, ok := find(); !ok || !found.Alive {
 		t.Errorf("after the start, List returns %+v, found %t, want an alive microVM", found, ok)

@@ -27,6 +27,8 @@ type Guest struct {
 	// OnRun, if set, is called before each process, with its sandbox.Code or sandbox.Command. If it returns an error, the
 	// process ends with that error.
 	OnRun func(ctx context.Context, run any) error
+	// OnWarm, if set, is called by Warm, whose error it returns.
+	OnWarm func(ctx context.Context, languages []sandbox.Language) error
 
 	mu          sync.Mutex
 	repls       map[sandbox.Language]map[string]int
@@ -97,6 +99,20 @@ func (p *portal) Close() error {
 	}
 	if p.stream != nil {
 		return p.stream.Close()
+	}
+	return nil
+}
+
+// Warm implements sandbox.Contexts.
+func (p *portal) Warm(ctx context.Context, languages []sandbox.Language) error {
+	p.mu.Lock()
+	closed := p.closed
+	p.mu.Unlock()
+	if closed {
+		return errClosed
+	}
+	if p.guest.OnWarm != nil {
+		return p.guest.OnWarm(ctx, languages)
 	}
 	return nil
 }

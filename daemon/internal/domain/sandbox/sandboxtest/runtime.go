@@ -4,6 +4,7 @@
 package sandboxtest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -30,17 +31,21 @@ type Runtime struct {
 	OnRemove func(ctx context.Context, id string) error
 	OnAttach func(ctx context.Context, id string) error
 	OnUsage  func(ctx context.Context, id string) error
+	// OnSetHostname is called before the hostname changes.
+	OnSetHostname func(ctx context.Context, id string) error
 	// OnResolveImage gets the name of the image.
 	OnResolveImage func(ctx context.Context, image string) error
 
-	mu  sync.Mutex
-	vms map[string]*vm
+	mu      sync.Mutex
+	vms     map[string]*vm
+	digests map[string]string // of images that were replaced
 }
 
 // vm is a fake microVM that runs until ended is closed.
 type vm struct {
-	ended chan struct{}
-	once  sync.Once
+	ended    chan struct{}
+	once     sync.Once
+	hostname string // guarded by Runtime.mu
 }
 
 func (v *vm) end() { v.once.Do(func() { close(v.ended) }) }
@@ -56,7 +61,7 @@ func (v *vm) alive() bool {
 
 // NewRuntime returns a Runtime with running microVMs of these ids.
 func NewRuntime(ids ...string) *Runtime {
-	r := &Runtime{vms: map[string]*vm{}}
+	r := &Runtime{vms: map[string]*vm{}, digests: map[string]string{}}
 	for _, id := range ids {
 		r.vms[id] = &vm{ended: make(chan struct{})}
 	}
@@ -64,17 +69,43 @@ func NewRuntime(ids ...string) *Runtime {
 }
 
 // Start implements sandbox.Runtime.
-func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) error {
-	if err := r.ResolveImage(ctx, cfg.Image); err != nil {
-		return err
+func (r *Runtime) Start(ctx context.Context, id string, t sandbox.Template, hostname string) (sandbox.Origin, error) {
+	if _, err := r.ResolveImage(ctx, t.Image); err != nil {
+		return sandbox.Origin{}, err
 	}
 	r.mu.Lock()
-	r.vms[id] = &vm{ended: make(chan struct{})}
+	r.vms[id] = &vm{ended: make(chan struct{}), hostname: hostname}
 	r.mu.Unlock()
 	if r.OnStart != nil {
-		return r.OnStart(ctx, id)
+		if err := r.OnStart(ctx, id); err != nil {
+			return sandbox.Origin{}, err
+		}
 	}
+	return sandbox.Origin{From: sandbox.Cold, Why: "this runtime has no templates"}, nil
+}
+
+// SetHostname implements sandbox.Runtime.
+func (r *Runtime) SetHostname(ctx context.Context, id, hostname string) error {
+	if r.OnSetHostname != nil {
+		if err := r.OnSetHostname(ctx, id); err != nil {
+			return err
+		}
+	}
+	v := r.vm(id)
+	if v == nil || !v.alive() {
+		return fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v.hostname = hostname
 	return nil
+}
+
+// Hostname returns the hostname of a microVM.
+func (r *Runtime) Hostname(id string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.vms[id].hostname
 }
 
 // Remove implements sandbox.Runtime.
@@ -185,14 +216,23 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 }
 
 // ResolveImage implements sandbox.Runtime.
-func (r *Runtime) ResolveImage(ctx context.Context, image string) error {
+func (r *Runtime) ResolveImage(ctx context.Context, image string) (string, error) {
 	if r.OnResolveImage != nil {
 		if err := r.OnResolveImage(ctx, image); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if image == AbsentImage {
-		return fmt.Errorf("image %q: %w", image, errdefs.ErrNotFound)
+		return "", fmt.Errorf("image %q: %w", image, errdefs.ErrNotFound)
 	}
-	return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return cmp.Or(r.digests[image], "sha256:"+image), nil
+}
+
+// ReplaceImage gives an image another digest, like the import of a new version.
+func (r *Runtime) ReplaceImage(image, digest string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.digests[image] = digest
 }

@@ -129,11 +129,9 @@ func (s *storeUnderTest) put(t *testing.T, records ...sandbox.Record) {
 
 func storedRecord(id string, state sandbox.State) sandbox.Record {
 	return sandbox.Record{
-		ID:   id,
-		Name: sandbox.Name{Namespace: "default", Name: "sandbox-" + id},
-		Config: sandbox.Config{
-			Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096, Env: []string{"A=b"}, Workdir: "/w", User: "app", Hostname: "web",
-		},
+		ID:        id,
+		Name:      sandbox.Name{Namespace: "default", Name: "sandbox-" + id},
+		Config:    sandbox.Config{Template: sandbox.Template{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}, Binding: sandbox.Binding{Env: []string{"A=b"}, Workdir: "/w", User: "app", Hostname: "web"}},
 		State:     state,
 		CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	}
