@@ -106,6 +106,7 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
 		MaxDiskMiB:   cfg.MaxDiskMiB,
 		Disks:        machines.Disks,
+		Pool:         poolOptions(cfg, machines),
 		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
 		Boots:        max(2, runtime.NumCPU()),
 		HostMemory:   machines.Route.Memory,
@@ -117,6 +118,15 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		CodeGrace:    codeGrace(machines.Route.Accelerator),
 		Log:          log,
 	})
+}
+
+// poolOptions says which microVMs are started in advance.
+func poolOptions(cfg config.Config, machines *backend.Backend) sandbox.PoolOptions {
+	o := sandbox.PoolOptions{Min: cfg.PoolMin, Max: cfg.PoolMax, MemoryMiB: cfg.PoolMemoryMiB}
+	if !machines.Disks {
+		o.Unsupported = "sandboxes run with Kata's own driver, which cannot start microVMs in advance"
+	}
+	return o
 }
 
 // codeGrace returns how long code has to react to an interrupt. An emulated interpreter on a busy host has taken more than 5 s.

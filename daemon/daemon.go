@@ -76,6 +76,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	g.Go(func() error { return gateway.Serve(ctx, withTLS(httpListener, certs)) })
 	g.Go(func() error { return services.issuer.Run(ctx) })
 	g.Go(func() error { return db.Run(ctx, int64(cfg.AuditSegmentMiB)<<20, log) })
+	g.Go(func() error { return manager.RunPool(ctx) })
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) })
 	}

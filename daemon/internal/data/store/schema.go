@@ -19,10 +19,11 @@ var (
 	sandboxBucket = []byte("sandboxes")
 	outboxBucket  = []byte("outbox")
 	segmentBucket = []byte("segments")
+	poolBucket    = []byte("pools")
 
-	buckets = [][]byte{metaBucket, keyBucket, usageBucket, sandboxBucket, outboxBucket, segmentBucket}
+	buckets = [][]byte{metaBucket, keyBucket, usageBucket, sandboxBucket, outboxBucket, segmentBucket, poolBucket}
 	// recordBuckets are the buckets whose values have checksums and which have a tally.
-	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket, segmentBucket}
+	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket, segmentBucket, poolBucket}
 
 	// schemaKey is the key of the schema version. Only this value has no checksum, because every version must be able to
 	// read it.
@@ -56,6 +57,7 @@ var migrations = []func(*bbolt.Tx) error{
 	migrateTo3,
 	// Earlier versions do not know the disks of sandboxes, and would remove sandboxes that have disks.
 	func(*bbolt.Tx) error { return nil },
+	migrateTo5,
 }
 
 // migrate brings the store to the current schema in one transaction.
@@ -227,4 +229,12 @@ func migrateTo3(tx *bbolt.Tx) error {
 		return err
 	}
 	return c.putMeta("audit/problems", []string{})
+}
+
+// migrateTo5 adds the sizes of pools. Earlier versions do not know microVMs that are in a pool.
+func migrateTo5(tx *bbolt.Tx) error {
+	if err := createBuckets(tx, "pools"); err != nil {
+		return err
+	}
+	return newChange(tx).putMeta("tally/pools", tally{})
 }

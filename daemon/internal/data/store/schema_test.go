@@ -116,6 +116,8 @@ func TestSchema2(t *testing.T) { testUpgrade(t, "schema2") }
 
 func TestSchema3(t *testing.T) { testUpgrade(t, "schema3") }
 
+func TestSchema4(t *testing.T) { testUpgrade(t, "schema4") }
+
 // testUpgrade tests an upgrade from the state directory schema in testdata.
 func testUpgrade(t *testing.T, schema string) {
 	t.Helper()
@@ -161,7 +163,7 @@ func testUpgrade(t *testing.T, schema string) {
 // description of a key and the key. Before a release, run it and commit the files. The next release adds a test like the
 // one above for them and never changes the files. The command is:
 //
-//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema4 go test -count=1 ./daemon/internal/data/store
+//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema5 go test -count=1 ./daemon/internal/data/store
 func writeFixture(dir string) error {
 	ctx := context.Background()
 	srv, err := start(dir)

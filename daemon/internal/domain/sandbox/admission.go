@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -31,24 +32,6 @@ type Refusal struct {
 func (r *Refusal) Error() string { return r.text }
 func (*Refusal) Unwrap() error   { return errdefs.ErrResourceExhausted }
 
-// admit decides whether a start may begin: the disk must have space, and the start must be within the quota of its tenant
-// namespace, the limits of the server and the memory of the host. On success, the start was admitted or waits; see
-// admission.wait. It counts against the quota. The caller must hold e's lock, and then call admission.leave with the place and
-// e.setReserved(nil). The error is a Refusal, or wraps ErrNoSpace.
-func (m *Manager) admit(e *entry, cfg Config) (*place, error) {
-	if err := m.checkSpace(e.name); err != nil {
-		return nil, err
-	}
-	if err := m.reserve(e, cfg); err != nil {
-		return nil, err
-	}
-	p, err := m.admission.enter(e.name.Namespace, uint64(cfg.MemoryMiB)<<20)
-	if err != nil {
-		e.setReserved(nil)
-	}
-	return p, err
-}
-
 // admission decides when starts begin. At most slots microVMs boot at a time. A start also needs as much memory as its
 // sandbox is configured with: of what the host has available, less a reserve and the memory of the starts in progress, which
 // have not used theirs yet. What running sandboxes use is not available any more, so it is not counted again.
@@ -60,10 +43,15 @@ func (m *Manager) admit(e *entry, cfg Config) (*place, error) {
 type admission struct {
 	slots  int
 	memory func() (available, total uint64, err error)
+	// giveUp, if it is set, is called when a start lacks memory. It begins to remove what no tenant uses, and returns how many
+	// removals have begun. Each must call freed at its end. idle, if it is set, is called when no start is in progress or waits any
+	// more. Both are called with mu held, and must not block.
+	giveUp func() int
+	idle   func()
 
 	mu       sync.Mutex
 	booting  int    // starts that were admitted and have not left
-	reserved uint64 // the memory of these starts, in bytes
+	reserved uint64 // the memory of these starts, and of the refill of the pool that is in progress, in bytes
 	freeing  int    // removals of microVMs in progress
 	// waiting has a queue for each namespace in which starts wait. The first start of the first queue is next. If there is
 	// one, a start or a removal is in progress, so leave or the end of a removal admits or refuses it.
@@ -156,19 +144,57 @@ func (a *admission) free() (end func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.freeing++
+	return a.freed
+}
+
+// freed marks the end of a removal.
+func (a *admission) freed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.freeing--
+	a.settle()
+}
+
+// errBusy is the error of tryRefill while a tenant's start is in progress or waits.
+var errBusy = errors.New("starts of sandboxes go first")
+
+// tryRefill reserves memory, in bytes, for a refill of the pool, which occupies no slot and waits for nothing. The caller must
+// call end when the refill has ended.
+func (a *admission) tryRefill(memory uint64) (end func(), err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.booting > 0 || len(a.waiting) > 0 {
+		return nil, errBusy
+	}
+	free, _, err := a.room()
+	if err != nil {
+		return nil, err
+	}
+	if memory > free {
+		return nil, fmt.Errorf("the host has %d MiB of free memory for sandboxes, and an entry needs %d MiB", free>>20, memory>>20)
+	}
+	a.reserved += memory
 	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.freeing--
+		a.reserved -= memory
 		a.settle()
-	}
+	}, nil
 }
 
 // settle admits and refuses starts in their order, until one must wait. The caller must hold a.mu.
 func (a *admission) settle() {
+	defer func() {
+		if a.booting == 0 && len(a.waiting) == 0 && a.idle != nil {
+			a.idle()
+		}
+	}()
 	for len(a.waiting) > 0 && a.booting < a.slots {
 		p := a.waiting[0].starts[0]
 		free, _, err := a.room()
+		if err == nil && p.memory > free && a.giveUp != nil {
+			a.freeing += a.giveUp()
+		}
 		switch {
 		case err != nil:
 			p.err = err

@@ -266,15 +266,24 @@ type cpuSample struct {
 	percent float64
 }
 
+// beginCPU makes used, the processor time of a sandbox up to now, that from which the first measurement counts.
+func (e *entry) beginCPU(id string, used time.Duration, now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.sample.id != id {
+		e.sample = cpuSample{id: id, at: now, used: used}
+	}
+}
+
 // cpuPercent returns the share of one processor, in percent, that was used since the last measurement, or since the start
-// if there is none. used is the processor time since the start. A measurement less than 100 ms after the last one returns
+// if there is none. used is the processor time since the microVM was started. A measurement less than 100 ms after the last one returns
 // the same result again, because so short a time is not meaningful.
 func (e *entry) cpuPercent(rec Record, used time.Duration, now time.Time) float64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	last := e.sample
 	if last.id != rec.ID {
-		last = cpuSample{id: rec.ID, at: rec.CreatedAt}
+		last = cpuSample{id: rec.ID, at: rec.CreatedAt, used: time.Duration(rec.CPUNanos)}
 	}
 	elapsed := now.Sub(last.at)
 	if elapsed < 100*time.Millisecond {

@@ -60,7 +60,9 @@ type Options struct {
 	MaxRunTime time.Duration
 	// CodeGrace is how long code that reached its time limit has to react to an interrupt, if its run does not say.
 	CodeGrace time.Duration
-	Log       *slog.Logger
+	// Pool says which microVMs are started in advance.
+	Pool PoolOptions
+	Log  *slog.Logger
 }
 
 // Manager owns the sandboxes of a server. It alone changes their records, and it serializes the operations on each name.
@@ -74,6 +76,8 @@ type Manager struct {
 	watchers    sync.WaitGroup
 
 	admission admission
+	pool      pool
+	recovered chan struct{} // closed when Recover has returned
 
 	// interrupts has the runs of code in progress that have an id.
 	interrupts interrupts.Set[runID]
@@ -87,9 +91,12 @@ type Manager struct {
 // NewManager returns a Manager that refuses all work until Recover has returned.
 func NewManager(o Options) *Manager {
 	lifetime, end := context.WithCancel(context.Background())
-	return &Manager{
-		Options: o, lifetime: lifetime, endLifetime: end, admission: admission{slots: max(1, o.Boots), memory: o.HostMemory}, entries: map[Name]*entry{}, runs: map[string]int{},
+	m := &Manager{
+		Options: o, lifetime: lifetime, endLifetime: end, recovered: make(chan struct{}),
+		admission: admission{slots: max(1, o.Boots), memory: o.HostMemory}, entries: map[Name]*entry{}, runs: map[string]int{},
 	}
+	m.pool.init(m)
+	return m
 }
 
 // List returns the records of a tenant namespace, or of all namespaces if namespace is empty, sorted by name.
@@ -153,6 +160,7 @@ func (m *Manager) Close() {
 	for _, e := range entries {
 		e.set(e.record(), nil)
 	}
+	m.pool.disconnect()
 	m.watchers.Wait()
 }
 

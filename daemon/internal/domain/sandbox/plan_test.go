@@ -6,7 +6,8 @@ import (
 )
 
 func TestPlan(t *testing.T) {
-	rec := func(id string, s State) Record { return Record{ID: id, State: s} }
+	rec := func(id string, s State) Record { return Record{ID: id, Name: Name{"default", "x"}, State: s} }
+	pooled := func(s State) []Record { return []Record{{ID: "a", State: s}} }
 	for name, c := range map[string]struct {
 		recs  []Record
 		found []Instance
@@ -21,6 +22,11 @@ func TestPlan(t *testing.T) {
 		"stopping, no microVM":    {[]Record{rec("a", Stopping)}, nil, actionFinish},
 		"failed":                  {[]Record{rec("a", Failed)}, nil, actionKeep},
 		"failed, microVM remains": {[]Record{rec("a", Failed)}, []Instance{{"a", false}}, actionUndo},
+		"pooled and alive":        {pooled(Pooled), []Instance{{"a", true}}, actionPool},
+		"pooled and dead":         {pooled(Pooled), []Instance{{"a", false}}, actionFinish},
+		"pooled and gone":         {pooled(Pooled), nil, actionFinish},
+		"refill":                  {pooled(Starting), []Instance{{"a", true}}, actionFinish},
+		"refill, no microVM":      {pooled(Starting), nil, actionFinish},
 		"unknown microVM":         {nil, []Instance{{"a", true}}, actionPurge},
 	} {
 		steps := plan(c.recs, c.found)
@@ -33,13 +39,13 @@ func TestPlan(t *testing.T) {
 func TestCPUPercentSinceLastMeasurement(t *testing.T) {
 	e := newEntry(Name{"default", "one"})
 	t0 := time.Now()
-	rec := Record{ID: "a", CreatedAt: t0}
+	rec := Record{ID: "a", CreatedAt: t0, CPUNanos: int64(100 * time.Millisecond)} // what the microVM had used before
 	for _, c := range []struct {
 		at, used time.Duration
 		want     float64
 	}{
-		{time.Second, 500 * time.Millisecond, 50},
-		{2 * time.Second, 2500 * time.Millisecond, 200},
+		{time.Second, 600 * time.Millisecond, 50},
+		{2 * time.Second, 2600 * time.Millisecond, 200},
 		{2*time.Second + time.Millisecond, 3 * time.Second, 200}, // too soon: same result as before
 		{4 * time.Second, 2500 * time.Millisecond, 0},
 	} {

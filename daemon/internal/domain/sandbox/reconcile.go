@@ -39,6 +39,7 @@ const (
 	actionFinish action = "finish" // a stop was interrupted: clean up and delete the record
 	actionKeep   action = "keep"   // the sandbox had failed and has no microVM: keep the record
 	actionPurge  action = "purge"  // a microVM has no record: remove it
+	actionPool   action = "pool"   // the microVM waits for a tenant: it is an entry of the pool again
 )
 
 // plan returns one step for each record of the store and for each microVM of the runtime that has no record.
@@ -53,6 +54,10 @@ func plan(records []Record, found []Instance) []step {
 		delete(alive, rec.ID)
 		act := actionKeep
 		switch {
+		case rec.State == Pooled && isAlive:
+			act = actionPool
+		case rec.State == Pooled, rec.State == Starting && rec.Name == Name{}:
+			act = actionFinish
 		case rec.State == Running && isAlive:
 			act = actionAdopt
 		case rec.State == Running:
@@ -83,6 +88,9 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	found, err := m.Runtime.List(ctx)
 	if err != nil {
 		return Recovery{}, fmt.Errorf("list microVMs: %w", err)
+	}
+	if err := m.pool.load(); err != nil {
+		return Recovery{}, fmt.Errorf("read the sizes of the pool: %w", err)
 	}
 	var (
 		r  Recovery
@@ -118,12 +126,20 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	m.mu.Lock()
 	m.open = true
 	m.mu.Unlock()
+	close(m.recovered)
 	return r, nil
 }
 
 // execute carries out a step of the plan.
 func (m *Manager) execute(ctx context.Context, s step) {
+	if s.action == actionPool && m.pool.off() != "" {
+		s.action = actionFinish
+	}
 	m.Log.Info("reconcile", "action", s.action, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
+	if s.action == actionPool {
+		m.pool.adopt(s.rec)
+		return
+	}
 	e := newEntry(s.rec.Name)
 	e.lock <- struct{}{}
 	defer m.release(e)

@@ -178,6 +178,11 @@ type Store interface {
 	PutSandbox(Record) error
 	DeleteSandbox(id string) error
 	Sandboxes() ([]Record, error)
+
+	// PutPool stores the size of the pool of a template, and DeletePool removes it.
+	PutPool(PoolSize) error
+	DeletePool(Template) error
+	Pools() ([]PoolSize, error)
 }
 
 // Instance is a microVM that a Runtime found.

@@ -62,7 +62,8 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	if err := m.checkOpen(); err != nil {
 		return err
 	}
-	if _, err := m.Runtime.ResolveImage(ctx, cfg.Image); errdefs.IsNotFound(err) {
+	digest, err := m.Runtime.ResolveImage(ctx, cfg.Image)
+	if errdefs.IsNotFound(err) {
 		// To a client, "not found" means that a sandbox does not exist, so report a bad argument instead.
 		return &badImage{err}
 	} else if err != nil {
@@ -84,12 +85,31 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	if err := m.clear(e, old); err != nil {
 		return err
 	}
-	p, err := m.admit(e, cfg)
-	if err != nil {
+	if err := m.checkSpace(name); err != nil {
+		return err
+	}
+	if err := m.reserve(e, cfg); err != nil {
 		return err
 	}
 	defer e.setReserved(nil)
-	defer m.admission.leave(p)
+	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
+	claimed, missed := m.pool.take(cfg.Template, digest)
+	start := func(ctx context.Context) (*conn, error) { return m.bind(ctx, claimed, rec) }
+	leave := func() {}
+	if claimed != nil {
+		rec.ID, rec.Origin, rec.CPUNanos = claimed.id, Origin{From: FromPool}, claimed.cpu.Nanoseconds()
+		if !cfg.Binding.late() {
+			rec.State = Running
+		}
+	} else {
+		p, err := m.admission.enter(name.Namespace, uint64(cfg.MemoryMiB)<<20)
+		if err != nil {
+			return err
+		}
+		leave = func() { m.admission.leave(p) }
+		defer leave()
+		start = func(ctx context.Context) (*conn, error) { return m.boot(ctx, p, &rec, missed) }
+	}
 
 	caller := ctx
 	ctx, cancel := context.WithCancelCause(caller)
@@ -97,16 +117,19 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	e.setCancel(cancel)
 	defer e.setCancel(nil)
 
-	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
-	if err := m.replace(e, old, rec); err != nil {
+	if err := m.replace(e, old, rec, claimed); err != nil {
 		return cmp.Or(m.checkSpace(name), err)
 	}
-	bootStart := time.Now()
-	portal, cause, err := m.boot(ctx, p, &rec)
+	began := time.Now()
+	if rec.State == Running {
+		m.started(e, rec, began)
+		return nil
+	}
+	portal, cause, err := m.startInTime(ctx, name, start)
 	if err != nil {
 		defer m.admission.free()() // the microVM is removed below
 	}
-	m.admission.leave(p)
+	leave()
 	if err == nil {
 		rec.State = Running
 		if err = m.Store.PutSandbox(rec); err != nil {
@@ -142,10 +165,18 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 			name, errdefs.ErrUnavailable)
 	}
 	e.set(rec, portal)
-	m.watch(e, rec)
-	m.Log.Info("sandbox started", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID,
-		"image", cfg.Image, "took", time.Since(bootStart).Round(time.Millisecond))
+	m.started(e, rec, began)
 	return nil
+}
+
+// started watches a sandbox whose start, which began at a time, has succeeded.
+func (m *Manager) started(e *entry, rec Record, began time.Time) {
+	m.watch(e, rec)
+	if rec.Origin.From == FromPool {
+		m.measureClaim(e, rec)
+	}
+	m.Log.Info("sandbox started", "sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID,
+		"image", rec.Config.Image, "from", rec.Origin.From, "took", time.Since(began).Round(time.Millisecond))
 }
 
 // checkSpace returns an error that wraps ErrNoSpace if the disk has no room for another sandbox.
@@ -185,18 +216,25 @@ func (m *Manager) clear(e *entry, old Record) error {
 	return nil
 }
 
-// replace records rec, a new start attempt, in place of old, the previous record of the name.
-func (m *Manager) replace(e *entry, old, rec Record) error {
+// replace records rec, a new start attempt, in place of old, the previous record of the name. If claimed is not nil, rec is the
+// record of this entry of the pool, which replace discards if it fails.
+func (m *Manager) replace(e *entry, old, rec Record, claimed *pooled) error {
 	if old.ID != "" {
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
+			m.pool.doom(claimed)
 			return m.hideCause(rec.Name, "record the start of the sandbox", err)
 		}
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {
 		e.set(Record{}, nil)
+		m.pool.doom(claimed)
 		return m.hideCause(rec.Name, "record the start of the sandbox", err)
 	}
-	e.set(rec, nil)
+	if rec.State == Running {
+		e.set(rec, claimed.conn)
+	} else {
+		e.set(rec, nil)
+	}
 	return nil
 }
 
@@ -216,32 +254,56 @@ func (m *Manager) hideCause(name Name, what string, cause error) error {
 	}
 }
 
-// boot waits until the start is admitted, starts the microVM, waits for the portal to answer and prepares the sandbox. If it was
-// interrupted, cause says why: ctx was canceled, or the guest did not answer in time. The error is a Refusal if the start was not
-// admitted in time.
-func (m *Manager) boot(ctx context.Context, p *place, rec *Record) (_ *conn, cause, err error) {
-	slow := fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable)
-	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout, slow)
+// startInTime calls start, which waits until the start is admitted and until the sandbox is ready, with a context that ends at the
+// time limit of a start. If it was interrupted, cause says why: ctx was canceled, or the guest did not answer in time.
+func (m *Manager) startInTime(ctx context.Context, name Name, start func(context.Context) (*conn, error)) (_ *conn, cause, err error) {
+	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout, &slowStart{name, m.StartTimeout})
 	defer stop()
-	switch err := m.admission.wait(ctx, p); {
-	case err == slow:
-		return nil, nil, &Refusal{fmt.Sprintf("the start of sandbox %s waited %s for other starts, which is its time limit; try again later",
-			rec.Name, m.StartTimeout), retryStart}
-	case err != nil:
-		return nil, context.Cause(ctx), err
+	c, err := start(ctx)
+	if _, refused := errors.AsType[*Refusal](err); refused {
+		return nil, nil, err
 	}
-	if rec.Origin, err = m.Runtime.Start(ctx, rec.ID, rec.Config.Template, rec.Config.Hostname); err != nil {
-		return nil, context.Cause(ctx), err
+	return c, context.Cause(ctx), err
+}
+
+// slowStart is why the context of a start ends if the guest does not answer in time.
+type slowStart struct {
+	name  Name
+	limit time.Duration
+}
+
+func (s *slowStart) Error() string {
+	return fmt.Sprintf("sandbox %s did not answer within %s: %v", s.name, s.limit, errdefs.ErrUnavailable)
+}
+func (*slowStart) Unwrap() error { return errdefs.ErrUnavailable }
+
+// boot waits until the start is admitted, starts the microVM, waits for the portal to answer and prepares the sandbox. It sets
+// rec.Origin; missed says why the sandbox did not come from the pool. The error is a Refusal if the start was not admitted in time.
+func (m *Manager) boot(ctx context.Context, p *place, rec *Record, missed string) (*conn, error) {
+	if err := m.admission.wait(ctx, p); err != nil {
+		if _, slow := errors.AsType[*slowStart](err); slow {
+			return nil, &Refusal{fmt.Sprintf("the start of sandbox %s waited %s for other starts, which is its time limit; try again later",
+				rec.Name, m.StartTimeout), retryStart}
+		}
+		return nil, err
+	}
+	origin, err := m.Runtime.Start(ctx, rec.ID, rec.Config.Template, rec.Config.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	rec.Origin = origin
+	if missed != "" {
+		rec.Origin.Why = strings.TrimSuffix(missed+"; "+origin.Why, "; ")
 	}
 	c, err := m.connect(ctx, rec.ID)
 	if err != nil {
-		return nil, context.Cause(ctx), err
+		return nil, err
 	}
 	if err := prepare(ctx, c, rec.Config); err != nil {
 		c.Close()
-		return nil, context.Cause(ctx), err
+		return nil, err
 	}
-	return c, context.Cause(ctx), nil
+	return c, nil
 }
 
 // prepare checks the user and creates the workdir of a new sandbox, if its configuration has any. If the sandbox refuses one of
@@ -338,39 +400,16 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if err := name.Validate(); err != nil {
 		return zero, err
 	}
-	if len(req.Image) > maxName || len(req.Workdir) > maxPath || len(req.User) > maxName {
-		return zero, fmt.Errorf("the names of an image and of a user have at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
+	if len(req.Workdir) > maxPath || len(req.User) > maxName {
+		return zero, fmt.Errorf("the name of a user has at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
 	}
-	cfg := m.Defaults
+	t, err := m.template(req)
+	if err != nil {
+		return zero, err
+	}
+	cfg := Config{Template: t}
 	cfg.Env, cfg.Workdir, cfg.User = slices.Clone(req.Env), req.Workdir, req.User
 	cfg.Hostname = cmp.Or(req.Hostname, DefaultHostname)
-	if req.Image != "" {
-		cfg.Image = req.Image
-	}
-	if req.CPUs != 0 {
-		cfg.CPUs = req.CPUs
-	}
-	if req.MemoryMiB != 0 {
-		cfg.MemoryMiB = req.MemoryMiB
-	}
-	if cfg.CPUs < 1 || cfg.CPUs > m.MaxCPUs {
-		return zero, fmt.Errorf("cpus %d: this server allows 1 to %d: %w", cfg.CPUs, m.MaxCPUs, errdefs.ErrInvalidArgument)
-	}
-	if cfg.MemoryMiB < config.MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
-		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
-	}
-	switch {
-	case m.Disks:
-		cfg.DiskMiB = cmp.Or(req.DiskMiB, cfg.DiskMiB)
-		if cfg.DiskMiB < config.MinDiskMiB || cfg.DiskMiB > m.MaxDiskMiB {
-			return zero, fmt.Errorf("disk %d MiB: this server allows %d to %d: %w", cfg.DiskMiB, config.MinDiskMiB, m.MaxDiskMiB, errdefs.ErrInvalidArgument)
-		}
-	case req.DiskMiB != 0:
-		return zero, fmt.Errorf("this server runs sandboxes with Kata's own driver, which cannot limit the disk of a sandbox; leave out config.disk: %w",
-			errdefs.ErrInvalidArgument)
-	default:
-		cfg.DiskMiB = 0
-	}
 	if !hostnamePattern.MatchString(cfg.Hostname) {
 		return zero, fmt.Errorf("hostname %q: give 1 to 63 of A-Z a-z 0-9 -, beginning and ending with a letter or a digit: %w",
 			bounded.Short(cfg.Hostname), errdefs.ErrInvalidArgument)
@@ -382,6 +421,42 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 		return zero, fmt.Errorf("workdir %q must be an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
 	}
 	return cfg, nil
+}
+
+// template returns the template for a request: it applies the server's defaults and checks its limits.
+func (m *Manager) template(req Request) (Template, error) {
+	t := m.Defaults.Template
+	if len(req.Image) > maxName {
+		return t, fmt.Errorf("the name of an image has at most %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
+	}
+	if req.Image != "" {
+		t.Image = req.Image
+	}
+	if req.CPUs != 0 {
+		t.CPUs = req.CPUs
+	}
+	if req.MemoryMiB != 0 {
+		t.MemoryMiB = req.MemoryMiB
+	}
+	if t.CPUs < 1 || t.CPUs > m.MaxCPUs {
+		return t, fmt.Errorf("cpus %d: this server allows 1 to %d: %w", t.CPUs, m.MaxCPUs, errdefs.ErrInvalidArgument)
+	}
+	if t.MemoryMiB < config.MinMemoryMiB || t.MemoryMiB > m.MaxMemoryMiB {
+		return t, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", t.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
+	}
+	switch {
+	case m.Disks:
+		t.DiskMiB = cmp.Or(req.DiskMiB, t.DiskMiB)
+		if t.DiskMiB < config.MinDiskMiB || t.DiskMiB > m.MaxDiskMiB {
+			return t, fmt.Errorf("disk %d MiB: this server allows %d to %d: %w", t.DiskMiB, config.MinDiskMiB, m.MaxDiskMiB, errdefs.ErrInvalidArgument)
+		}
+	case req.DiskMiB != 0:
+		return t, fmt.Errorf("this server runs sandboxes with Kata's own driver, which cannot limit the disk of a sandbox; leave out config.disk: %w",
+			errdefs.ErrInvalidArgument)
+	default:
+		t.DiskMiB = 0
+	}
+	return t, nil
 }
 
 // hostnamePattern matches a label of RFC 1123.

@@ -50,7 +50,8 @@ func (m *Manager) Stop(ctx context.Context, name Name) error {
 	return nil
 }
 
-// StopAll stops every sandbox and returns how many it stopped. It continues after errors and returns them all.
+// StopAll stops every sandbox and returns how many it stopped, without the entries of the pool, which it stops as well. If all are
+// stopped, the pool stays empty. StopAll continues after errors and returns them all.
 func (m *Manager) StopAll(ctx context.Context) (int, error) {
 	if err := m.checkOpen(); err != nil {
 		return 0, err
@@ -62,6 +63,7 @@ func (m *Manager) StopAll(ctx context.Context) (int, error) {
 		g       errgroup.Group
 	)
 	g.SetLimit(parallelism)
+	poolErr := m.pool.stop(ctx)
 	for _, rec := range m.List("") {
 		g.Go(func() error {
 			err := m.Stop(ctx, rec.Name)
@@ -77,5 +79,9 @@ func (m *Manager) StopAll(ctx context.Context) (int, error) {
 		})
 	}
 	g.Wait()
-	return stopped, errors.Join(errs...)
+	err := errors.Join(append(errs, poolErr)...)
+	if err != nil {
+		m.pool.reopen()
+	}
+	return stopped, err
 }

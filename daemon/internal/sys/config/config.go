@@ -81,6 +81,10 @@ type Config struct {
 	MaxCPUs          int
 	MaxMemoryMiB     int
 	MaxDiskMiB       int
+	// PoolMin and PoolMax are the least and the largest number of microVMs of the default image and size that are started in
+	// advance. If PoolMin is 0, none are. PoolMemoryMiB limits the memory of all microVMs that are started in advance; 0 means a part
+	// of the host's memory.
+	PoolMin, PoolMax, PoolMemoryMiB int
 	// MaxRunTime is the maximum time limit of a run.
 	MaxRunTime time.Duration
 
@@ -167,6 +171,8 @@ func Default() Config {
 		DefaultMemoryMiB: 512,
 		DefaultDiskMiB:   4096,
 		MaxDiskMiB:       64 << 10,
+		PoolMin:          1,
+		PoolMax:          4,
 		MaxRunTime:       time.Hour,
 		MaxConnections:   10_000,
 		AuditSegmentMiB:  64,
@@ -182,6 +188,9 @@ const MinMemoryMiB = 128
 
 // MinDiskMiB is the minimum size of the disk of a sandbox, on which its file system and a few files fit.
 const MinDiskMiB = 64
+
+// maxPool is the largest number of microVMs of one image and size that are started in advance.
+const maxPool = 100
 
 // validate returns an error that joins all problems. Each of them is an errdefs.ErrInvalidArgument.
 func (c Config) validate(namespace func(string) error) error {
@@ -234,6 +243,9 @@ func (c Config) validate(namespace func(string) error) error {
 	if _, _, err := c.QEMUUIDs(); err != nil {
 		problems = append(problems, err)
 	}
+	check(c.PoolMin >= 0 && c.PoolMin <= maxPool, "pool-min %d: must be from 0 to %d; 0 means that there is no pool", c.PoolMin, maxPool)
+	check(c.PoolMax >= 0 && c.PoolMax <= maxPool, "pool-max %d: must be from 0 to %d", c.PoolMax, maxPool)
+	check(c.PoolMemoryMiB >= 0, "pool-memory-mib %d: must not be negative; 0 means an eighth of the host's memory", c.PoolMemoryMiB)
 	check(c.MaxRunTime >= time.Second, "max-run-time %s: must be at least 1s", c.MaxRunTime)
 	check(c.AuditSegmentMiB >= 0, "audit-segment-mib %d: must not be negative; 0 means that the file is never sealed by itself", c.AuditSegmentMiB)
 	choice := func(name, value string, choices ...string) {

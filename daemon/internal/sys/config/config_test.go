@@ -118,7 +118,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 	sample := map[string]string{
 		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "hypervisor": "kata", "log-level": "warn", "log-format": "json",
 		"max-run-time": "7s", "max-cpus": "3", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
-		"default-disk-mib": "600", "max-disk-mib": "7000",
+		"default-disk-mib": "600", "max-disk-mib": "7000", "pool-min": "2", "pool-max": "7", "pool-memory-mib": "900",
 		"default-image": "other", "audit-segment-mib": "3", "max-connections": "9", "requests-per-second": "2.5",
 		"total-sandboxes": "3", "total-memory-mib": "700",
 		"qemu-users": "7-9", "quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-disk-mib": "3", "quota-runs": "3",

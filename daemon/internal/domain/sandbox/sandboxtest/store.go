@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 type MemoryStore struct {
 	mu      sync.Mutex
 	records map[string]sandbox.Record
+	pools   map[sandbox.Template]sandbox.PoolSize
 	fail    error
 }
 
@@ -26,7 +28,7 @@ var _ sandbox.Store = (*MemoryStore)(nil)
 
 // NewMemoryStore returns a MemoryStore that holds records.
 func NewMemoryStore(records ...sandbox.Record) *MemoryStore {
-	m := &MemoryStore{records: make(map[string]sandbox.Record)}
+	m := &MemoryStore{records: make(map[string]sandbox.Record), pools: make(map[sandbox.Template]sandbox.PoolSize)}
 	for _, r := range records {
 		m.records[r.ID] = r
 	}
@@ -65,6 +67,33 @@ func (m *MemoryStore) Sandboxes() ([]sandbox.Record, error) {
 	return slices.Collect(maps.Values(m.records)), nil
 }
 
+// PutPool implements sandbox.Store.
+func (m *MemoryStore) PutPool(p sandbox.PoolSize) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail == nil {
+		m.pools[p.Template] = p
+	}
+	return m.fail
+}
+
+// DeletePool implements sandbox.Store.
+func (m *MemoryStore) DeletePool(t sandbox.Template) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail == nil {
+		delete(m.pools, t)
+	}
+	return m.fail
+}
+
+// Pools implements sandbox.Store.
+func (m *MemoryStore) Pools() ([]sandbox.PoolSize, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.pools)), nil
+}
+
 // FailWith makes all further changes fail with err. If err is nil, changes succeed again.
 func (m *MemoryStore) FailWith(err error) {
 	m.mu.Lock()
@@ -89,6 +118,7 @@ func TestStore(t *testing.T, open func(t *testing.T) sandbox.Store, reopen func(
 		"records":               testRecords,
 		"a record without id":   testRecordWithoutID,
 		"concurrent operations": testConcurrentChanges,
+		"pools":                 testPools,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -129,10 +159,10 @@ func (s *storeUnderTest) put(t *testing.T, records ...sandbox.Record) {
 
 func storedRecord(id string, state sandbox.State) sandbox.Record {
 	return sandbox.Record{
-		ID:        id,
-		Name:      sandbox.Name{Namespace: "default", Name: "sandbox-" + id},
-		Config:    sandbox.Config{Template: sandbox.Template{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}, Binding: sandbox.Binding{Env: []string{"A=b"}, Workdir: "/w", User: "app", Hostname: "web"}},
-		State:     state,
+		ID:     id,
+		Name:   sandbox.Name{Namespace: "default", Name: "sandbox-" + id},
+		Config: sandbox.Config{Template: sandbox.Template{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}, Binding: sandbox.Binding{Env: []string{"A=b"}, Workdir: "/w", User: "app", Hostname: "web"}},
+		State:  state, Origin: sandbox.Origin{From: sandbox.Cold, Why: "no pool"}, CPUNanos: 12, Digest: "sha256:00",
 		CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	}
 }
@@ -150,6 +180,41 @@ func testRecords(t *testing.T, s *storeUnderTest) {
 			t.Fatal(err)
 		}
 		s.wantRecords(t, failed)
+	}
+}
+
+func testPools(t *testing.T, s *storeUnderTest) {
+	want := func(want ...sandbox.PoolSize) {
+		t.Helper()
+		for _, when := range []string{"now", "after a restart"} {
+			got, err := s.Pools()
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.SortFunc(got, func(a, b sandbox.PoolSize) int { return strings.Compare(a.Image, b.Image) })
+			if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("pools %s (-want +got):\n%s", when, diff)
+			}
+			s.Store = s.reopen(t, s.Store)
+		}
+	}
+	want()
+	a := sandbox.PoolSize{Template: sandbox.Template{Image: "a", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}, Min: 1, Max: 4}
+	b := sandbox.PoolSize{Template: sandbox.Template{Image: "b", CPUs: 2, MemoryMiB: 512}}
+	for _, size := range []sandbox.PoolSize{{Template: a.Template, Min: 7, Max: 7}, a, b} {
+		if err := s.PutPool(size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(a, b)
+	for range 2 { // removing an unknown one, as in the second round, is not an error
+		if err := s.DeletePool(a.Template); err != nil {
+			t.Fatal(err)
+		}
+		want(b)
+	}
+	if recs, err := s.Sandboxes(); err != nil || len(recs) > 0 {
+		t.Errorf("there are the records %+v, error %v", recs, err)
 	}
 }
 
