@@ -99,6 +99,9 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	)
 	g.SetLimit(parallelism)
 	for _, s := range plan(records, found) {
+		if s.action == actionPool && m.pool.off() != "" {
+			s.action = actionFinish
+		}
 		g.Go(func() error {
 			m.execute(ctx, s)
 			mu.Lock()
@@ -132,9 +135,6 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 
 // execute carries out a step of the plan.
 func (m *Manager) execute(ctx context.Context, s step) {
-	if s.action == actionPool && m.pool.off() != "" {
-		s.action = actionFinish
-	}
 	m.Log.Info("reconcile", "action", s.action, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
 	if s.action == actionPool {
 		m.pool.adopt(s.rec)
