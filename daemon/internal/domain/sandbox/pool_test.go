@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,23 @@ type poolFixture struct {
 	*fixture
 	cancel context.CancelFunc
 	ended  chan struct{}
+
+	onStart, onRemove, onResolveImage, onSetHostname, onWarm hook
+}
+
+// hook is a hook of a fake that can be set while the pool uses the fake.
+type hook struct {
+	f atomic.Pointer[func(ctx context.Context, what string) error]
+}
+
+func (h *hook) set(f func(ctx context.Context, what string) error) { h.f.Store(&f) }
+func (h *hook) unset()                                             { h.f.Store(nil) }
+
+func (h *hook) call(ctx context.Context, what string) error {
+	if f := h.f.Load(); f != nil {
+		return (*f)(ctx, what)
+	}
+	return nil
 }
 
 // withPool calls test in a bubble with a pool that begins with least and most, and stops the pool after it.
@@ -29,6 +47,10 @@ func withPool(t *testing.T, least, most int, test func(t *testing.T, f *poolFixt
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		f := &poolFixture{fixture: newFixture(t)}
+		f.rt.OnStart, f.rt.OnRemove, f.rt.OnResolveImage, f.rt.OnSetHostname = f.onStart.call, f.onRemove.call, f.onResolveImage.call, f.onSetHostname.call
+		f.guest.OnWarm = func(ctx context.Context, languages []Language) error {
+			return f.onWarm.call(ctx, fmt.Sprint(languages))
+		}
 		f.reopen(t, least, most)
 		defer func() {
 			f.pause()
@@ -159,10 +181,10 @@ func TestPoolWarmsItsEntries(t *testing.T) {
 			did = append(did, fmt.Sprint(run.(Command).Program))
 			return fmt.Errorf("true: %w", ErrCommandNotFound)
 		}
-		f.guest.OnWarm = func(_ context.Context, languages []Language) error {
-			did = append(did, fmt.Sprint(languages))
+		f.onWarm.set(func(_ context.Context, languages string) error {
+			did = append(did, languages)
 			return nil
-		}
+		})
 		f.reopen(t, 2, 2)
 		if got := strings.Join(did, " "); got != "true [python nodejs]" || len(f.entries(t)) != 2 {
 			t.Errorf("the pool did %q, and has %d entries", got, len(f.entries(t)))
@@ -174,12 +196,12 @@ func TestPoolWarmsItsEntries(t *testing.T) {
 func TestBindingOfAnEntry(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
 		cold := 0
-		f.guest.OnWarm = func(_ context.Context, languages []Language) error {
-			if len(languages) == 0 {
+		f.onWarm.set(func(_ context.Context, languages string) error {
+			if languages == "[]" {
 				cold++
 			}
 			return nil
-		}
+		})
 		rec := f.start(t, "one", Request{Hostname: "web", Workdir: "/work", User: "app"})
 		if rec.Origin.From != FromPool || f.rt.Hostname(rec.ID) != "web" || cold != 1 {
 			t.Errorf("hostname %q, origin %+v, interpreters discarded %d times", f.rt.Hostname(rec.ID), rec.Origin, cold)
@@ -191,22 +213,17 @@ func TestBindingOfAnEntry(t *testing.T) {
 			t.Errorf("a workdir that cannot be: %v, sandboxes %+v", err, f.List(""))
 		}
 		// What fails.
-		for what, fail := range map[string]func(error){
-			"hostname": func(err error) { f.rt.OnSetHostname = func(context.Context, string) error { return err } },
-			"portal": func(err error) {
-				f.guest.OnWarm = func(_ context.Context, l []Language) error {
-					if len(l) > 0 {
-						return nil
-					}
-					return err
-				}
-			},
-		} {
+		for what, hook := range map[string]*hook{"hostname": &f.onSetHostname, "portal": &f.onWarm} {
 			synctest.Wait()
 			ids := f.entries(t)
-			fail(errors.New("it broke"))
+			hook.set(func(_ context.Context, languages string) error {
+				if strings.Contains(languages, "python") {
+					return nil // a refill
+				}
+				return errors.New("it broke")
+			})
 			err := f.Start(t.Context(), Name{"default", what}, Request{Hostname: "web", Workdir: "/work"})
-			fail(nil)
+			hook.unset()
 			rec, _ := f.Get(Name{"default", what})
 			if !errdefs.IsUnavailable(err) || rec.State != Failed || rec.Cause != "it broke" || !slices.Contains(ids, rec.ID) {
 				t.Errorf("%s: error %v, record %+v, entries before %v", what, err, rec, ids)
@@ -334,21 +351,21 @@ func TestEntriesThatAreReplaced(t *testing.T) {
 		f.rt.ReplaceImage("default", "sha256:new")
 		time.Sleep(time.Minute)
 		replaced("replaced image", 1)
-		f.rt.OnResolveImage = func(context.Context, string) error { return fmt.Errorf("no image: %w", errdefs.ErrNotFound) }
+		f.onResolveImage.set(func(context.Context, string) error { return fmt.Errorf("no image: %w", errdefs.ErrNotFound) })
 		time.Sleep(time.Minute)
 		replaced("removed image", 0)
 		if s := f.status(t); s.Waits != "the image has not been imported" || s.Target != 0 {
 			t.Errorf("status: %+v", s)
 		}
-		f.rt.OnResolveImage = nil
+		f.onResolveImage.unset()
 		time.Sleep(time.Minute)
 		replaced("imported image", 1)
-		f.rt.OnResolveImage = func(context.Context, string) error { return errors.New("containerd does not answer") }
+		f.onResolveImage.set(func(context.Context, string) error { return errors.New("containerd does not answer") })
 		time.Sleep(time.Minute)
 		if now := f.entries(t); !slices.Equal(now, last) {
 			t.Errorf("while images cannot be found, the entries are %v, and were %v", now, last)
 		}
-		f.rt.OnResolveImage = nil
+		f.onResolveImage.unset()
 		if _, err := f.SetPool(t.Context(), Request{}, 0, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -362,17 +379,14 @@ func TestRefillBacksOff(t *testing.T) {
 		f.pause()
 		var at []time.Duration
 		began := time.Now()
-		fails := true
-		f.rt.OnStart = func(context.Context, string) error {
+		f.onStart.set(func(context.Context, string) error {
 			at = append(at, time.Since(began).Round(time.Second))
-			if fails {
-				return errors.New("no such luck")
-			}
-			return nil
-		}
+			return errors.New("no such luck")
+		})
 		began = time.Now()
 		f.reopen(t, 2, 2)
 		time.Sleep(20 * time.Minute)
+		synctest.Wait()
 		want := "[0s 1s 3s 7s 15s 31s 1m3s 2m7s 4m15s 8m31s 13m31s 18m31s]"
 		if s := f.status(t); fmt.Sprint(at) != want || s.Failures != uint64(len(at)) || s.LastError != "no such luck" || s.Waits == "" || s.RetryAt.IsZero() {
 			t.Errorf("refills at %v, want %s; status %+v", at, want, s)
@@ -380,7 +394,7 @@ func TestRefillBacksOff(t *testing.T) {
 		if f.rt.Len() != 1 || len(f.records(t)) != 1 {
 			t.Errorf("%d microVMs and %d records are left", f.rt.Len(), len(f.records(t)))
 		}
-		fails = false
+		f.onStart.unset()
 		time.Sleep(5 * time.Minute)
 		if s := f.status(t); s.Ready != 2 || s.LastError != "" || s.Waits != "" || !s.RetryAt.IsZero() {
 			t.Errorf("status: %+v", s)
@@ -392,22 +406,23 @@ func TestRefillBacksOff(t *testing.T) {
 func TestEntryThatCannotBeRemoved(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
 		ids, attempts := f.entries(t), 0
-		f.rt.OnRemove = func(_ context.Context, id string) error {
+		f.onRemove.set(func(_ context.Context, id string) error {
 			if id != ids[0] {
 				return nil
 			}
 			attempts++
 			return errors.New("busy")
-		}
+		})
 		f.rt.Kill(ids[0])
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if attempts < 4 || attempts > 5 || f.store.Records()[ids[0]].State != Pooled {
 			t.Errorf("%d attempts in a minute, record %+v", attempts, f.store.Records()[ids[0]])
 		}
 		if err := func() error { _, err := f.StopAll(t.Context()); return err }(); err == nil {
 			t.Error("StopAll reports no error")
 		}
-		f.rt.OnRemove = nil
+		f.onRemove.unset()
 		time.Sleep(time.Minute)
 		if len(f.entries(t)) != 1 || f.rt.Len() != 1 {
 			t.Errorf("entries %v, %d microVMs", f.entries(t), f.rt.Len())
@@ -418,7 +433,7 @@ func TestEntryThatCannotBeRemoved(t *testing.T) {
 // While a tenant's start is in progress, the pool starts nothing. After it, the pool is filled at once.
 func TestStartsGoBeforeRefills(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
-		f.rt.OnStart = func(context.Context, string) error { time.Sleep(10 * time.Second); return nil }
+		f.onStart.set(func(context.Context, string) error { time.Sleep(10 * time.Second); return nil })
 		var wg sync.WaitGroup
 		wg.Go(func() { f.start(t, "other", Request{Image: "other"}) })
 		synctest.Wait()
@@ -583,7 +598,7 @@ func TestNoPool(t *testing.T) {
 // StopAll stops the entries, ends a refill in progress, and keeps the pool empty.
 func TestStopAllEmptiesThePool(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
-		f.rt.OnStart = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		f.onStart.set(func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() })
 		f.start(t, "one", Request{})
 		synctest.Wait()
 		if _, err := f.SetPool(t.Context(), Request{}, 2, 2); err != nil {
