@@ -277,6 +277,17 @@ func (a *Admin) RemoveImage(ctx context.Context, name string) error {
 	return err
 }
 
+// PoolStatus describes the microVMs that were started in advance.
+func (a *Admin) PoolStatus(ctx context.Context) (*adminv1.PoolStatusResponse, error) {
+	return call(ctx, a, adminv1.AdminServiceClient.PoolStatus, &adminv1.PoolStatusRequest{})
+}
+
+// SetPool sets how many microVMs of an image and size are started in advance. It returns both with the server's defaults.
+func (a *Admin) SetPool(ctx context.Context, req *adminv1.SetPoolRequest) (*adminv1.PoolTemplate, error) {
+	resp, err := call(ctx, a, adminv1.AdminServiceClient.SetPool, req)
+	return resp.GetTemplate(), err
+}
+
 // call makes a unary call and converts its error with explain.
 func call[Req, Resp any](ctx context.Context, a *Admin,
 	method func(adminv1.AdminServiceClient, context.Context, Req, ...grpc.CallOption) (Resp, error), req Req,

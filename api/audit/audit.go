@@ -57,6 +57,7 @@ const (
 	SandboxStop    = "sandbox.stop"        // by an administrator
 	ImageImport    = "image.import"        // an import began
 	ImportFailed   = "image.import_failed" // the import that began last, with the same target, failed
+	PoolSet        = "pool.set"            // the size of a pool of microVMs was set
 	ImageRemove    = "image.remove"        // the removal of an image began
 	RemoveFailed   = "image.remove_failed" // the removal that began last, with the same target, failed
 	LogSeal        = "audit.seal"          // a segment of this log was sealed; this entry is the first of the next segment

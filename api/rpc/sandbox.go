@@ -106,7 +106,32 @@ type SandboxInfo struct {
 	Disk int `json:"disk,omitzero"`
 	// CreatedAt is when the sandbox was started, in UTC, to the second.
 	CreatedAt time.Time `json:"created_at"`
+	// StartedFrom says how the sandbox was started. It is absent while the sandbox starts, and if an earlier version started it.
+	StartedFrom *StartedFrom `json:"started_from,omitzero"`
 }
+
+// StartedFrom says how a sandbox was started.
+type StartedFrom struct {
+	// Source is where its microVM came from. Later versions may add sources.
+	Source StartSource `json:"source"`
+	// Why says why the start was not faster. It is empty for SourcePool.
+	Why string `json:"why,omitzero"`
+}
+
+// StartSource says where the microVM of a sandbox came from.
+type StartSource string
+
+const (
+	// SourcePool means that the server had started it in advance.
+	SourcePool StartSource = "pool"
+	// SourceTemplate means that it is a copy of one that was booted before.
+	SourceTemplate StartSource = "template"
+	// SourceCold means that it was booted.
+	SourceCold StartSource = "cold"
+)
+
+// HeaderStartedFrom is the header of the response to a single sandbox.start that is no stream of events. Its value is a StartSource.
+const HeaderStartedFrom = "Msb-Started-From"
 
 // State is the state of a sandbox. Later versions may add states.
 type State string

@@ -122,7 +122,8 @@ func (s *server) state() string { return filepath.Join(s.dir, "state") }
 
 // args returns the arguments of msb that start this server.
 func (s *server) args(more ...string) []string {
-	return append(append([]string{"server", "start", "--state-dir", s.state(), "--run-dir", s.runDir, "--port", "0"}, s.flags...), more...)
+	// Most tests expect no other microVM than theirs. A later flag of the same name counts.
+	return append(append([]string{"server", "start", "--state-dir", s.state(), "--run-dir", s.runDir, "--port", "0", "--pool-min", "0"}, s.flags...), more...)
 }
 
 // start runs `msb server start` in the foreground and returns when it is ready.

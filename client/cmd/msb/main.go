@@ -109,6 +109,7 @@ func newApp() *cli.App {
 				Usage:       "import, list and remove the images for sandboxes",
 				Subcommands: []*cli.Command{imageImport, imageList, imageRm},
 			},
+			poolCommands,
 			runCommand,
 			sandboxCommands,
 			doctorCommand,
@@ -125,7 +126,7 @@ func newApp() *cli.App {
 	}
 	setDefaults(app.Commands)
 	for _, c := range app.Commands {
-		if slices.Contains([]string{"server", "image", "doctor"}, c.Name) {
+		if slices.Contains([]string{"server", "image", "pool", "doctor"}, c.Name) {
 			requireLinux(runtime.GOOS, c)
 		}
 	}

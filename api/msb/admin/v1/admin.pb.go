@@ -135,7 +135,463 @@ func (x GetStatusResponse_DaemonState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GetStatusResponse_DaemonState.Descriptor instead.
 func (GetStatusResponse_DaemonState) EnumDescriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{1, 0}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7, 0}
+}
+
+type PoolStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolStatusRequest) Reset() {
+	*x = PoolStatusRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolStatusRequest) ProtoMessage() {}
+
+func (x *PoolStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolStatusRequest.ProtoReflect.Descriptor instead.
+func (*PoolStatusRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+type PoolStatusResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why there is no pool. Empty if there is one.
+	Off string `protobuf:"bytes,1,opt,name=off,proto3" json:"off,omitempty"`
+	// The memory that the microVMs may use together, and its limit, in MiB.
+	MemoryMib    int64 `protobuf:"varint,2,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	MaxMemoryMib int64 `protobuf:"varint,3,opt,name=max_memory_mib,json=maxMemoryMib,proto3" json:"max_memory_mib,omitempty"`
+	// The image and size of a start that names neither comes first.
+	Pools         []*Pool `protobuf:"bytes,4,rep,name=pools,proto3" json:"pools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolStatusResponse) Reset() {
+	*x = PoolStatusResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolStatusResponse) ProtoMessage() {}
+
+func (x *PoolStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolStatusResponse.ProtoReflect.Descriptor instead.
+func (*PoolStatusResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PoolStatusResponse) GetOff() string {
+	if x != nil {
+		return x.Off
+	}
+	return ""
+}
+
+func (x *PoolStatusResponse) GetMemoryMib() int64 {
+	if x != nil {
+		return x.MemoryMib
+	}
+	return 0
+}
+
+func (x *PoolStatusResponse) GetMaxMemoryMib() int64 {
+	if x != nil {
+		return x.MaxMemoryMib
+	}
+	return 0
+}
+
+func (x *PoolStatusResponse) GetPools() []*Pool {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+// PoolTemplate is what is fixed when a microVM boots.
+type PoolTemplate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Cpus          int32                  `protobuf:"varint,2,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryMib     int32                  `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	DiskMib       int32                  `protobuf:"varint,4,opt,name=disk_mib,json=diskMib,proto3" json:"disk_mib,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolTemplate) Reset() {
+	*x = PoolTemplate{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolTemplate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolTemplate) ProtoMessage() {}
+
+func (x *PoolTemplate) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolTemplate.ProtoReflect.Descriptor instead.
+func (*PoolTemplate) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PoolTemplate) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *PoolTemplate) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *PoolTemplate) GetMemoryMib() int32 {
+	if x != nil {
+		return x.MemoryMib
+	}
+	return 0
+}
+
+func (x *PoolTemplate) GetDiskMib() int32 {
+	if x != nil {
+		return x.DiskMib
+	}
+	return 0
+}
+
+// Pool describes the microVMs of one image and size that were started in advance.
+type Pool struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Template  *PoolTemplate          `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
+	IsDefault bool                   `protobuf:"varint,2,opt,name=is_default,json=isDefault,proto3" json:"is_default,omitempty"`
+	Min       int32                  `protobuf:"varint,3,opt,name=min,proto3" json:"min,omitempty"`
+	Max       int32                  `protobuf:"varint,4,opt,name=max,proto3" json:"max,omitempty"`
+	// How many there should be now, which depends on how many sandboxes were started lately.
+	Target int32 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
+	Ready  int32 `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Whether one is being started.
+	Filling bool `protobuf:"varint,7,opt,name=filling,proto3" json:"filling,omitempty"`
+	// The numbers of starts of sandboxes that took one, and that found none.
+	Hits   uint64 `protobuf:"varint,8,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses uint64 `protobuf:"varint,9,opt,name=misses,proto3" json:"misses,omitempty"`
+	// How many could not be started, and why the last one could not, if no other has been started since.
+	Failures  uint64 `protobuf:"varint,10,opt,name=failures,proto3" json:"failures,omitempty"`
+	LastError string `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Why none is started now although one is missing. Empty if that is not so.
+	Waits string `protobuf:"bytes,12,opt,name=waits,proto3" json:"waits,omitempty"`
+	// When the next one is tried after a failure.
+	RetryAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=retry_at,json=retryAt,proto3" json:"retry_at,omitempty"`
+	// When the oldest one was started.
+	Oldest *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	// What all of them have used, and use.
+	CpuSeconds    float64 `protobuf:"fixed64,15,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
+	MemoryBytes   uint64  `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pool) Reset() {
+	*x = Pool{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pool) ProtoMessage() {}
+
+func (x *Pool) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pool.ProtoReflect.Descriptor instead.
+func (*Pool) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Pool) GetTemplate() *PoolTemplate {
+	if x != nil {
+		return x.Template
+	}
+	return nil
+}
+
+func (x *Pool) GetIsDefault() bool {
+	if x != nil {
+		return x.IsDefault
+	}
+	return false
+}
+
+func (x *Pool) GetMin() int32 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *Pool) GetMax() int32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Pool) GetTarget() int32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *Pool) GetReady() int32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *Pool) GetFilling() bool {
+	if x != nil {
+		return x.Filling
+	}
+	return false
+}
+
+func (x *Pool) GetHits() uint64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *Pool) GetMisses() uint64 {
+	if x != nil {
+		return x.Misses
+	}
+	return 0
+}
+
+func (x *Pool) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Pool) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Pool) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
+func (x *Pool) GetRetryAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryAt
+	}
+	return nil
+}
+
+func (x *Pool) GetOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Oldest
+	}
+	return nil
+}
+
+func (x *Pool) GetCpuSeconds() float64 {
+	if x != nil {
+		return x.CpuSeconds
+	}
+	return 0
+}
+
+func (x *Pool) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+type SetPoolRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fields that are empty or 0 stand for the server's defaults.
+	Template *PoolTemplate `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
+	Min      int32         `protobuf:"varint,2,opt,name=min,proto3" json:"min,omitempty"`
+	// 0 removes the pool of the template.
+	Max           int32 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPoolRequest) Reset() {
+	*x = SetPoolRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPoolRequest) ProtoMessage() {}
+
+func (x *SetPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPoolRequest.ProtoReflect.Descriptor instead.
+func (*SetPoolRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SetPoolRequest) GetTemplate() *PoolTemplate {
+	if x != nil {
+		return x.Template
+	}
+	return nil
+}
+
+func (x *SetPoolRequest) GetMin() int32 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *SetPoolRequest) GetMax() int32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+type SetPoolResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The template with the defaults of the server.
+	Template      *PoolTemplate `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPoolResponse) Reset() {
+	*x = SetPoolResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPoolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPoolResponse) ProtoMessage() {}
+
+func (x *SetPoolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPoolResponse.ProtoReflect.Descriptor instead.
+func (*SetPoolResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SetPoolResponse) GetTemplate() *PoolTemplate {
+	if x != nil {
+		return x.Template
+	}
+	return nil
 }
 
 type GetStatusRequest struct {
@@ -146,7 +602,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[0]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +614,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[0]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +627,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 type GetStatusResponse struct {
@@ -212,7 +668,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +680,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +693,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetStatusResponse) GetState() GetStatusResponse_DaemonState {
@@ -419,7 +875,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +887,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +900,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Capacity) GetSandboxes() int32 {
@@ -520,7 +976,7 @@ type TLS struct {
 
 func (x *TLS) Reset() {
 	*x = TLS{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +988,7 @@ func (x *TLS) String() string {
 func (*TLS) ProtoMessage() {}
 
 func (x *TLS) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +1001,7 @@ func (x *TLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLS.ProtoReflect.Descriptor instead.
 func (*TLS) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TLS) GetSource() string {
@@ -587,7 +1043,7 @@ type KeyCounts struct {
 
 func (x *KeyCounts) Reset() {
 	*x = KeyCounts{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +1055,7 @@ func (x *KeyCounts) String() string {
 func (*KeyCounts) ProtoMessage() {}
 
 func (x *KeyCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +1068,7 @@ func (x *KeyCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyCounts.ProtoReflect.Descriptor instead.
 func (*KeyCounts) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *KeyCounts) GetLive() int32 {
@@ -655,7 +1111,7 @@ type Isolation struct {
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +1123,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +1136,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Isolation) GetAccelerator() string {
@@ -732,7 +1188,7 @@ type Recovery struct {
 
 func (x *Recovery) Reset() {
 	*x = Recovery{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +1200,7 @@ func (x *Recovery) String() string {
 func (*Recovery) ProtoMessage() {}
 
 func (x *Recovery) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +1213,7 @@ func (x *Recovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
 func (*Recovery) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Recovery) GetAdopted() int32 {
@@ -799,7 +1255,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +1267,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +1280,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateKeyRequest) GetExpire() string {
@@ -866,7 +1322,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1334,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1347,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateKeyResponse) GetKey() string {
@@ -944,7 +1400,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1412,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1425,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Key) GetId() string {
@@ -1096,7 +1552,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1564,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1577,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListKeysRequest) GetNamespace() string {
@@ -1170,7 +1626,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1638,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1651,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1222,7 +1678,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1690,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1703,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetKeyRequest) GetRef() string {
@@ -1266,7 +1722,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1734,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1747,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetKeyResponse) GetKey() *Key {
@@ -1311,7 +1767,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1779,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1792,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeKeyRequest) GetRef() string {
@@ -1355,7 +1811,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1823,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1836,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1404,7 +1860,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1872,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1885,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RotateKeyRequest) GetRef() string {
@@ -1466,7 +1922,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1934,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1947,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RotateKeyResponse) GetKey() string {
@@ -1528,7 +1984,7 @@ type PruneKeysRequest struct {
 
 func (x *PruneKeysRequest) Reset() {
 	*x = PruneKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1996,7 @@ func (x *PruneKeysRequest) String() string {
 func (*PruneKeysRequest) ProtoMessage() {}
 
 func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +2009,7 @@ func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysRequest.ProtoReflect.Descriptor instead.
 func (*PruneKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PruneKeysRequest) GetDeadFor() string {
@@ -1579,7 +2035,7 @@ type PruneKeysResponse struct {
 
 func (x *PruneKeysResponse) Reset() {
 	*x = PruneKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +2047,7 @@ func (x *PruneKeysResponse) String() string {
 func (*PruneKeysResponse) ProtoMessage() {}
 
 func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +2060,7 @@ func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysResponse.ProtoReflect.Descriptor instead.
 func (*PruneKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PruneKeysResponse) GetKeys() []*Key {
@@ -1624,7 +2080,7 @@ type AcceptClockRequest struct {
 
 func (x *AcceptClockRequest) Reset() {
 	*x = AcceptClockRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +2092,7 @@ func (x *AcceptClockRequest) String() string {
 func (*AcceptClockRequest) ProtoMessage() {}
 
 func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +2105,7 @@ func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockRequest.ProtoReflect.Descriptor instead.
 func (*AcceptClockRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AcceptClockRequest) GetDryRun() bool {
@@ -1676,7 +2132,7 @@ type AcceptClockResponse struct {
 
 func (x *AcceptClockResponse) Reset() {
 	*x = AcceptClockResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2144,7 @@ func (x *AcceptClockResponse) String() string {
 func (*AcceptClockResponse) ProtoMessage() {}
 
 func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2157,7 @@ func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockResponse.ProtoReflect.Descriptor instead.
 func (*AcceptClockResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AcceptClockResponse) GetFrom() *timestamppb.Timestamp {
@@ -1747,7 +2203,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +2215,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +2228,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 type ResetResponse struct {
@@ -1786,7 +2242,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2254,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2267,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResetResponse) GetSigningKeyId() string {
@@ -1836,7 +2292,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +2304,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2317,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type BackupResponse struct {
@@ -1873,7 +2329,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2341,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2354,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -1917,7 +2373,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2385,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2398,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1967,7 +2423,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2435,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2448,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RestoreResponse) GetSigningKeyId() string {
@@ -2035,7 +2491,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2503,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2516,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TailAuditRequest) GetLast() int32 {
@@ -2087,7 +2543,7 @@ type TailAuditResponse struct {
 
 func (x *TailAuditResponse) Reset() {
 	*x = TailAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2555,7 @@ func (x *TailAuditResponse) String() string {
 func (*TailAuditResponse) ProtoMessage() {}
 
 func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2568,7 @@ func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditResponse.ProtoReflect.Descriptor instead.
 func (*TailAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TailAuditResponse) GetLine() string {
@@ -2130,7 +2586,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2142,7 +2598,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2155,7 +2611,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 type VerifyAuditResponse struct {
@@ -2176,7 +2632,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2644,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2657,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VerifyAuditResponse) GetEntries() uint64 {
@@ -2256,7 +2712,7 @@ type AuditSegment struct {
 
 func (x *AuditSegment) Reset() {
 	*x = AuditSegment{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2724,7 @@ func (x *AuditSegment) String() string {
 func (*AuditSegment) ProtoMessage() {}
 
 func (x *AuditSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2737,7 @@ func (x *AuditSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSegment.ProtoReflect.Descriptor instead.
 func (*AuditSegment) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AuditSegment) GetPath() string {
@@ -2327,7 +2783,7 @@ type SealAuditRequest struct {
 
 func (x *SealAuditRequest) Reset() {
 	*x = SealAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2795,7 @@ func (x *SealAuditRequest) String() string {
 func (*SealAuditRequest) ProtoMessage() {}
 
 func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2808,7 @@ func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealAuditRequest.ProtoReflect.Descriptor instead.
 func (*SealAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type SealAuditResponse struct {
@@ -2364,7 +2820,7 @@ type SealAuditResponse struct {
 
 func (x *SealAuditResponse) Reset() {
 	*x = SealAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2832,7 @@ func (x *SealAuditResponse) String() string {
 func (*SealAuditResponse) ProtoMessage() {}
 
 func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2845,7 @@ func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealAuditResponse.ProtoReflect.Descriptor instead.
 func (*SealAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SealAuditResponse) GetSegment() *AuditSegment {
@@ -2407,7 +2863,7 @@ type AcknowledgeAuditRequest struct {
 
 func (x *AcknowledgeAuditRequest) Reset() {
 	*x = AcknowledgeAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2875,7 @@ func (x *AcknowledgeAuditRequest) String() string {
 func (*AcknowledgeAuditRequest) ProtoMessage() {}
 
 func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2888,7 @@ func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeAuditRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type AcknowledgeAuditResponse struct {
@@ -2445,7 +2901,7 @@ type AcknowledgeAuditResponse struct {
 
 func (x *AcknowledgeAuditResponse) Reset() {
 	*x = AcknowledgeAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2913,7 @@ func (x *AcknowledgeAuditResponse) String() string {
 func (*AcknowledgeAuditResponse) ProtoMessage() {}
 
 func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2926,7 @@ func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeAuditResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcknowledgeAuditResponse) GetProblems() []string {
@@ -2490,7 +2946,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2502,7 +2958,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,7 +2971,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -2535,7 +2991,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +3003,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +3016,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -2587,7 +3043,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +3055,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +3068,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -2631,7 +3087,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +3099,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +3112,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -2688,7 +3144,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +3156,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +3169,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -2796,7 +3252,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3264,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3277,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -2846,7 +3302,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +3314,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +3327,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 type ImportImageRequest struct {
@@ -2884,7 +3340,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3352,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3365,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -2931,7 +3387,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3399,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3412,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -2988,7 +3444,7 @@ type ImportProgress struct {
 
 func (x *ImportProgress) Reset() {
 	*x = ImportProgress{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3456,7 @@ func (x *ImportProgress) String() string {
 func (*ImportProgress) ProtoMessage() {}
 
 func (x *ImportProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3469,7 @@ func (x *ImportProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportProgress.ProtoReflect.Descriptor instead.
 func (*ImportProgress) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ImportProgress) GetPhase() string {
@@ -3052,7 +3508,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3520,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3533,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 type ListImagesResponse struct {
@@ -3089,7 +3545,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3557,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3570,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3134,7 +3590,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3602,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3615,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -3177,7 +3633,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3645,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3658,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 type Image struct {
@@ -3219,7 +3675,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3687,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3700,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Image) GetName() string {
@@ -3279,7 +3735,47 @@ var File_msb_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x18msb/admin/v1/admin.proto\x12\fmsb.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
+	"\x18msb/admin/v1/admin.proto\x12\fmsb.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n" +
+	"\x11PoolStatusRequest\"\x95\x01\n" +
+	"\x12PoolStatusResponse\x12\x10\n" +
+	"\x03off\x18\x01 \x01(\tR\x03off\x12\x1d\n" +
+	"\n" +
+	"memory_mib\x18\x02 \x01(\x03R\tmemoryMib\x12$\n" +
+	"\x0emax_memory_mib\x18\x03 \x01(\x03R\fmaxMemoryMib\x12(\n" +
+	"\x05pools\x18\x04 \x03(\v2\x12.msb.admin.v1.PoolR\x05pools\"r\n" +
+	"\fPoolTemplate\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
+	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12\x1d\n" +
+	"\n" +
+	"memory_mib\x18\x03 \x01(\x05R\tmemoryMib\x12\x19\n" +
+	"\bdisk_mib\x18\x04 \x01(\x05R\adiskMib\"\xf5\x03\n" +
+	"\x04Pool\x126\n" +
+	"\btemplate\x18\x01 \x01(\v2\x1a.msb.admin.v1.PoolTemplateR\btemplate\x12\x1d\n" +
+	"\n" +
+	"is_default\x18\x02 \x01(\bR\tisDefault\x12\x10\n" +
+	"\x03min\x18\x03 \x01(\x05R\x03min\x12\x10\n" +
+	"\x03max\x18\x04 \x01(\x05R\x03max\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\x05R\x06target\x12\x14\n" +
+	"\x05ready\x18\x06 \x01(\x05R\x05ready\x12\x18\n" +
+	"\afilling\x18\a \x01(\bR\afilling\x12\x12\n" +
+	"\x04hits\x18\b \x01(\x04R\x04hits\x12\x16\n" +
+	"\x06misses\x18\t \x01(\x04R\x06misses\x12\x1a\n" +
+	"\bfailures\x18\n" +
+	" \x01(\x04R\bfailures\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\v \x01(\tR\tlastError\x12\x14\n" +
+	"\x05waits\x18\f \x01(\tR\x05waits\x125\n" +
+	"\bretry_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aretryAt\x122\n" +
+	"\x06oldest\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x06oldest\x12\x1f\n" +
+	"\vcpu_seconds\x18\x0f \x01(\x01R\n" +
+	"cpuSeconds\x12!\n" +
+	"\fmemory_bytes\x18\x10 \x01(\x04R\vmemoryBytes\"l\n" +
+	"\x0eSetPoolRequest\x126\n" +
+	"\btemplate\x18\x01 \x01(\v2\x1a.msb.admin.v1.PoolTemplateR\btemplate\x12\x10\n" +
+	"\x03min\x18\x02 \x01(\x05R\x03min\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\x05R\x03max\"I\n" +
+	"\x0fSetPoolResponse\x126\n" +
+	"\btemplate\x18\x01 \x01(\v2\x1a.msb.admin.v1.PoolTemplateR\btemplate\"\x12\n" +
 	"\x10GetStatusRequest\"\xf7\b\n" +
 	"\x11GetStatusResponse\x12A\n" +
 	"\x05state\x18\x01 \x01(\x0e2+.msb.admin.v1.GetStatusResponse.DaemonStateR\x05state\x12)\n" +
@@ -3516,7 +4012,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x032\x94\r\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\xad\x0e\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
 	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
@@ -3539,7 +4035,10 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\vImportImage\x12 .msb.admin.v1.ImportImageRequest\x1a!.msb.admin.v1.ImportImageResponse0\x01\x12O\n" +
 	"\n" +
 	"ListImages\x12\x1f.msb.admin.v1.ListImagesRequest\x1a .msb.admin.v1.ListImagesResponse\x12R\n" +
-	"\vRemoveImage\x12 .msb.admin.v1.RemoveImageRequest\x1a!.msb.admin.v1.RemoveImageResponseB/Z-github.com/msbd/msbd/api/msb/admin/v1;adminv1b\x06proto3"
+	"\vRemoveImage\x12 .msb.admin.v1.RemoveImageRequest\x1a!.msb.admin.v1.RemoveImageResponse\x12O\n" +
+	"\n" +
+	"PoolStatus\x12\x1f.msb.admin.v1.PoolStatusRequest\x1a .msb.admin.v1.PoolStatusResponse\x12F\n" +
+	"\aSetPool\x12\x1c.msb.admin.v1.SetPoolRequest\x1a\x1d.msb.admin.v1.SetPoolResponseB/Z-github.com/msbd/msbd/api/msb/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_msb_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -3554,145 +4053,161 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
-	(*GetStatusRequest)(nil),           // 2: msb.admin.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 3: msb.admin.v1.GetStatusResponse
-	(*Capacity)(nil),                   // 4: msb.admin.v1.Capacity
-	(*TLS)(nil),                        // 5: msb.admin.v1.TLS
-	(*KeyCounts)(nil),                  // 6: msb.admin.v1.KeyCounts
-	(*Isolation)(nil),                  // 7: msb.admin.v1.Isolation
-	(*Recovery)(nil),                   // 8: msb.admin.v1.Recovery
-	(*CreateKeyRequest)(nil),           // 9: msb.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),          // 10: msb.admin.v1.CreateKeyResponse
-	(*Key)(nil),                        // 11: msb.admin.v1.Key
-	(*ListKeysRequest)(nil),            // 12: msb.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),           // 13: msb.admin.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),              // 14: msb.admin.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),             // 15: msb.admin.v1.GetKeyResponse
-	(*RevokeKeyRequest)(nil),           // 16: msb.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),          // 17: msb.admin.v1.RevokeKeyResponse
-	(*RotateKeyRequest)(nil),           // 18: msb.admin.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 19: msb.admin.v1.RotateKeyResponse
-	(*PruneKeysRequest)(nil),           // 20: msb.admin.v1.PruneKeysRequest
-	(*PruneKeysResponse)(nil),          // 21: msb.admin.v1.PruneKeysResponse
-	(*AcceptClockRequest)(nil),         // 22: msb.admin.v1.AcceptClockRequest
-	(*AcceptClockResponse)(nil),        // 23: msb.admin.v1.AcceptClockResponse
-	(*ResetRequest)(nil),               // 24: msb.admin.v1.ResetRequest
-	(*ResetResponse)(nil),              // 25: msb.admin.v1.ResetResponse
-	(*BackupRequest)(nil),              // 26: msb.admin.v1.BackupRequest
-	(*BackupResponse)(nil),             // 27: msb.admin.v1.BackupResponse
-	(*RestoreRequest)(nil),             // 28: msb.admin.v1.RestoreRequest
-	(*RestoreResponse)(nil),            // 29: msb.admin.v1.RestoreResponse
-	(*TailAuditRequest)(nil),           // 30: msb.admin.v1.TailAuditRequest
-	(*TailAuditResponse)(nil),          // 31: msb.admin.v1.TailAuditResponse
-	(*VerifyAuditRequest)(nil),         // 32: msb.admin.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 33: msb.admin.v1.VerifyAuditResponse
-	(*AuditSegment)(nil),               // 34: msb.admin.v1.AuditSegment
-	(*SealAuditRequest)(nil),           // 35: msb.admin.v1.SealAuditRequest
-	(*SealAuditResponse)(nil),          // 36: msb.admin.v1.SealAuditResponse
-	(*AcknowledgeAuditRequest)(nil),    // 37: msb.admin.v1.AcknowledgeAuditRequest
-	(*AcknowledgeAuditResponse)(nil),   // 38: msb.admin.v1.AcknowledgeAuditResponse
-	(*ShutdownRequest)(nil),            // 39: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 40: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 41: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 42: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 43: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 44: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 45: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 46: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 47: msb.admin.v1.ImportImageResponse
-	(*ImportProgress)(nil),             // 48: msb.admin.v1.ImportProgress
-	(*ListImagesRequest)(nil),          // 49: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 50: msb.admin.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),         // 51: msb.admin.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),        // 52: msb.admin.v1.RemoveImageResponse
-	(*Image)(nil),                      // 53: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 54: google.protobuf.Timestamp
+	(*PoolStatusRequest)(nil),          // 2: msb.admin.v1.PoolStatusRequest
+	(*PoolStatusResponse)(nil),         // 3: msb.admin.v1.PoolStatusResponse
+	(*PoolTemplate)(nil),               // 4: msb.admin.v1.PoolTemplate
+	(*Pool)(nil),                       // 5: msb.admin.v1.Pool
+	(*SetPoolRequest)(nil),             // 6: msb.admin.v1.SetPoolRequest
+	(*SetPoolResponse)(nil),            // 7: msb.admin.v1.SetPoolResponse
+	(*GetStatusRequest)(nil),           // 8: msb.admin.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 9: msb.admin.v1.GetStatusResponse
+	(*Capacity)(nil),                   // 10: msb.admin.v1.Capacity
+	(*TLS)(nil),                        // 11: msb.admin.v1.TLS
+	(*KeyCounts)(nil),                  // 12: msb.admin.v1.KeyCounts
+	(*Isolation)(nil),                  // 13: msb.admin.v1.Isolation
+	(*Recovery)(nil),                   // 14: msb.admin.v1.Recovery
+	(*CreateKeyRequest)(nil),           // 15: msb.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 16: msb.admin.v1.CreateKeyResponse
+	(*Key)(nil),                        // 17: msb.admin.v1.Key
+	(*ListKeysRequest)(nil),            // 18: msb.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 19: msb.admin.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 20: msb.admin.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),             // 21: msb.admin.v1.GetKeyResponse
+	(*RevokeKeyRequest)(nil),           // 22: msb.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),          // 23: msb.admin.v1.RevokeKeyResponse
+	(*RotateKeyRequest)(nil),           // 24: msb.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 25: msb.admin.v1.RotateKeyResponse
+	(*PruneKeysRequest)(nil),           // 26: msb.admin.v1.PruneKeysRequest
+	(*PruneKeysResponse)(nil),          // 27: msb.admin.v1.PruneKeysResponse
+	(*AcceptClockRequest)(nil),         // 28: msb.admin.v1.AcceptClockRequest
+	(*AcceptClockResponse)(nil),        // 29: msb.admin.v1.AcceptClockResponse
+	(*ResetRequest)(nil),               // 30: msb.admin.v1.ResetRequest
+	(*ResetResponse)(nil),              // 31: msb.admin.v1.ResetResponse
+	(*BackupRequest)(nil),              // 32: msb.admin.v1.BackupRequest
+	(*BackupResponse)(nil),             // 33: msb.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),             // 34: msb.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),            // 35: msb.admin.v1.RestoreResponse
+	(*TailAuditRequest)(nil),           // 36: msb.admin.v1.TailAuditRequest
+	(*TailAuditResponse)(nil),          // 37: msb.admin.v1.TailAuditResponse
+	(*VerifyAuditRequest)(nil),         // 38: msb.admin.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 39: msb.admin.v1.VerifyAuditResponse
+	(*AuditSegment)(nil),               // 40: msb.admin.v1.AuditSegment
+	(*SealAuditRequest)(nil),           // 41: msb.admin.v1.SealAuditRequest
+	(*SealAuditResponse)(nil),          // 42: msb.admin.v1.SealAuditResponse
+	(*AcknowledgeAuditRequest)(nil),    // 43: msb.admin.v1.AcknowledgeAuditRequest
+	(*AcknowledgeAuditResponse)(nil),   // 44: msb.admin.v1.AcknowledgeAuditResponse
+	(*ShutdownRequest)(nil),            // 45: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 46: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 47: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 48: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 49: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 50: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 51: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 52: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 53: msb.admin.v1.ImportImageResponse
+	(*ImportProgress)(nil),             // 54: msb.admin.v1.ImportProgress
+	(*ListImagesRequest)(nil),          // 55: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 56: msb.admin.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),         // 57: msb.admin.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 58: msb.admin.v1.RemoveImageResponse
+	(*Image)(nil),                      // 59: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 60: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
-	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	54, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	54, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
-	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
-	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
-	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
-	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
-	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
-	54, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
-	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	54, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	54, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	54, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	54, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
-	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
-	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
-	11, // 18: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
-	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
-	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
-	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	54, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
-	54, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
-	54, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
-	34, // 25: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
-	34, // 26: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
-	43, // 27: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	54, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	53, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	48, // 30: msb.admin.v1.ImportImageResponse.progress:type_name -> msb.admin.v1.ImportProgress
-	53, // 31: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	54, // 32: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 33: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	9,  // 34: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	12, // 35: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	14, // 36: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	16, // 37: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	18, // 38: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	20, // 39: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	22, // 40: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
-	24, // 41: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	26, // 42: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	28, // 43: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	30, // 44: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	32, // 45: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	35, // 46: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
-	37, // 47: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
-	39, // 48: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	41, // 49: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	44, // 50: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	46, // 51: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	49, // 52: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	51, // 53: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
-	3,  // 54: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	10, // 55: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	13, // 56: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	15, // 57: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	17, // 58: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	19, // 59: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	21, // 60: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	23, // 61: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
-	25, // 62: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	27, // 63: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	29, // 64: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	31, // 65: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	33, // 66: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	36, // 67: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
-	38, // 68: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
-	40, // 69: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	42, // 70: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	45, // 71: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	47, // 72: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	50, // 73: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	52, // 74: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
-	54, // [54:75] is the sub-list for method output_type
-	33, // [33:54] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	5,  // 0: msb.admin.v1.PoolStatusResponse.pools:type_name -> msb.admin.v1.Pool
+	4,  // 1: msb.admin.v1.Pool.template:type_name -> msb.admin.v1.PoolTemplate
+	60, // 2: msb.admin.v1.Pool.retry_at:type_name -> google.protobuf.Timestamp
+	60, // 3: msb.admin.v1.Pool.oldest:type_name -> google.protobuf.Timestamp
+	4,  // 4: msb.admin.v1.SetPoolRequest.template:type_name -> msb.admin.v1.PoolTemplate
+	4,  // 5: msb.admin.v1.SetPoolResponse.template:type_name -> msb.admin.v1.PoolTemplate
+	1,  // 6: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
+	60, // 7: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	60, // 8: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	12, // 9: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
+	13, // 10: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
+	14, // 11: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
+	11, // 12: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
+	10, // 13: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
+	60, // 14: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	17, // 15: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
+	60, // 16: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	60, // 17: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 18: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
+	60, // 19: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	60, // 20: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	0,  // 21: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
+	17, // 22: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
+	17, // 23: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
+	17, // 24: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
+	17, // 25: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
+	17, // 26: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
+	17, // 27: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
+	60, // 28: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
+	60, // 29: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
+	60, // 30: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	40, // 31: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
+	40, // 32: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
+	49, // 33: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	60, // 34: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	59, // 35: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	54, // 36: msb.admin.v1.ImportImageResponse.progress:type_name -> msb.admin.v1.ImportProgress
+	59, // 37: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	60, // 38: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	8,  // 39: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	15, // 40: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	18, // 41: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	20, // 42: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	22, // 43: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	24, // 44: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	26, // 45: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	28, // 46: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
+	30, // 47: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	32, // 48: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	34, // 49: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	36, // 50: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	38, // 51: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	41, // 52: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
+	43, // 53: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
+	45, // 54: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	47, // 55: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	50, // 56: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	52, // 57: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	55, // 58: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	57, // 59: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
+	2,  // 60: msb.admin.v1.AdminService.PoolStatus:input_type -> msb.admin.v1.PoolStatusRequest
+	6,  // 61: msb.admin.v1.AdminService.SetPool:input_type -> msb.admin.v1.SetPoolRequest
+	9,  // 62: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	16, // 63: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	19, // 64: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	21, // 65: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	23, // 66: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	25, // 67: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	27, // 68: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	29, // 69: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
+	31, // 70: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	33, // 71: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	35, // 72: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	37, // 73: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	39, // 74: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	42, // 75: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	44, // 76: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	46, // 77: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	48, // 78: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	51, // 79: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	53, // 80: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	56, // 81: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	58, // 82: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
+	3,  // 83: msb.admin.v1.AdminService.PoolStatus:output_type -> msb.admin.v1.PoolStatusResponse
+	7,  // 84: msb.admin.v1.AdminService.SetPool:output_type -> msb.admin.v1.SetPoolResponse
+	62, // [62:85] is the sub-list for method output_type
+	39, // [39:62] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -3700,14 +4215,14 @@ func file_msb_admin_v1_admin_proto_init() {
 	if File_msb_admin_v1_admin_proto != nil {
 		return
 	}
-	file_msb_admin_v1_admin_proto_msgTypes[2].OneofWrappers = []any{}
+	file_msb_admin_v1_admin_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   52,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,8 @@ const (
 	AdminService_ImportImage_FullMethodName      = "/msb.admin.v1.AdminService/ImportImage"
 	AdminService_ListImages_FullMethodName       = "/msb.admin.v1.AdminService/ListImages"
 	AdminService_RemoveImage_FullMethodName      = "/msb.admin.v1.AdminService/RemoveImage"
+	AdminService_PoolStatus_FullMethodName       = "/msb.admin.v1.AdminService/PoolStatus"
+	AdminService_SetPool_FullMethodName          = "/msb.admin.v1.AdminService/SetPool"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -102,6 +104,10 @@ type AdminServiceClient interface {
 	ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error)
 	// RemoveImage removes an image that no sandbox uses.
 	RemoveImage(ctx context.Context, in *RemoveImageRequest, opts ...grpc.CallOption) (*RemoveImageResponse, error)
+	// PoolStatus describes the microVMs that were started in advance, for the next starts of sandboxes.
+	PoolStatus(ctx context.Context, in *PoolStatusRequest, opts ...grpc.CallOption) (*PoolStatusResponse, error)
+	// SetPool sets how many microVMs of an image and size are started in advance.
+	SetPool(ctx context.Context, in *SetPoolRequest, opts ...grpc.CallOption) (*SetPoolResponse, error)
 }
 
 type adminServiceClient struct {
@@ -352,6 +358,26 @@ func (c *adminServiceClient) RemoveImage(ctx context.Context, in *RemoveImageReq
 	return out, nil
 }
 
+func (c *adminServiceClient) PoolStatus(ctx context.Context, in *PoolStatusRequest, opts ...grpc.CallOption) (*PoolStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PoolStatusResponse)
+	err := c.cc.Invoke(ctx, AdminService_PoolStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) SetPool(ctx context.Context, in *SetPoolRequest, opts ...grpc.CallOption) (*SetPoolResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetPoolResponse)
+	err := c.cc.Invoke(ctx, AdminService_SetPool_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -410,6 +436,10 @@ type AdminServiceServer interface {
 	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
 	// RemoveImage removes an image that no sandbox uses.
 	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
+	// PoolStatus describes the microVMs that were started in advance, for the next starts of sandboxes.
+	PoolStatus(context.Context, *PoolStatusRequest) (*PoolStatusResponse, error)
+	// SetPool sets how many microVMs of an image and size are started in advance.
+	SetPool(context.Context, *SetPoolRequest) (*SetPoolResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -482,6 +512,12 @@ func (UnimplementedAdminServiceServer) ListImages(context.Context, *ListImagesRe
 }
 func (UnimplementedAdminServiceServer) RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveImage not implemented")
+}
+func (UnimplementedAdminServiceServer) PoolStatus(context.Context, *PoolStatusRequest) (*PoolStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PoolStatus not implemented")
+}
+func (UnimplementedAdminServiceServer) SetPool(context.Context, *SetPoolRequest) (*SetPoolResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPool not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -850,6 +886,42 @@ func _AdminService_RemoveImage_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_PoolStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PoolStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).PoolStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_PoolStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).PoolStatus(ctx, req.(*PoolStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_SetPool_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPoolRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SetPool(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SetPool_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SetPool(ctx, req.(*SetPoolRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -924,6 +996,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveImage",
 			Handler:    _AdminService_RemoveImage_Handler,
+		},
+		{
+			MethodName: "PoolStatus",
+			Handler:    _AdminService_PoolStatus_Handler,
+		},
+		{
+			MethodName: "SetPool",
+			Handler:    _AdminService_SetPool_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -169,7 +169,7 @@ const (
 // Origin says how a sandbox was started. It is zero in a record of an earlier version.
 type Origin struct {
 	From Source `json:"from"`
-	// Why says why the start was not faster. It is empty for FromPool.
+	// Why says why the start was not faster. It is empty for FromPool. Everyone who may use the sandbox may read it.
 	Why string `json:"why,omitempty"`
 }
 

@@ -43,6 +43,8 @@ var methods = map[string]access{
 	adminv1.AdminService_VerifyAudit_FullMethodName:      read,
 	adminv1.AdminService_ListSandboxes_FullMethodName:    read,
 	adminv1.AdminService_ListImages_FullMethodName:       read,
+	adminv1.AdminService_PoolStatus_FullMethodName:       read,
+	adminv1.AdminService_SetPool_FullMethodName:          mutate,
 	adminv1.AdminService_RevokeKey_FullMethodName:        urgent,
 	adminv1.AdminService_AcceptClock_FullMethodName:      urgent,
 	adminv1.AdminService_Reset_FullMethodName:            urgent,

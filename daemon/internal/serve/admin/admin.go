@@ -78,6 +78,9 @@ type Sandboxes interface {
 	Stop(ctx context.Context, name sandbox.Name) error
 	// StopAll stops every sandbox and returns how many it stopped.
 	StopAll(ctx context.Context) (int, error)
+	PoolStatus() sandbox.PoolStatus
+	// SetPool sets the size of the pool of a template.
+	SetPool(ctx context.Context, req sandbox.Request, least, most int) (sandbox.PoolSize, error)
 }
 
 // Images manages the images from which sandboxes are started. *image.Store implements it.

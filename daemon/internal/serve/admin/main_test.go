@@ -127,9 +127,13 @@ func (b *fakeBackups) Restore(_ context.Context, r io.Reader, by uint32) (keys.R
 }
 
 type fakeSandboxes struct {
-	records []sandbox.Record
-	stopped []sandbox.Name
-	onStop  func() // if set, called by Stop and StopAll
+	records  []sandbox.Record
+	stopped  []sandbox.Name
+	pool     sandbox.PoolStatus
+	poolSets []string // the arguments of SetPool
+	poolErr  error
+
+	onStop func() // if set, called by Stop and StopAll
 }
 
 func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
@@ -139,6 +143,13 @@ func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
 		}
 	}
 	return out
+}
+
+func (s *fakeSandboxes) PoolStatus() sandbox.PoolStatus { return s.pool }
+
+func (s *fakeSandboxes) SetPool(_ context.Context, req sandbox.Request, least, most int) (sandbox.PoolSize, error) {
+	s.poolSets = append(s.poolSets, fmt.Sprintf("%+v %d %d", req, least, most))
+	return sandbox.PoolSize{Template: sandbox.Template{Image: req.Image, CPUs: 1, MemoryMiB: 512, DiskMiB: 4096}, Min: least, Max: most}, s.poolErr
 }
 
 func (s *fakeSandboxes) StopAll(context.Context) (int, error) {

@@ -330,7 +330,8 @@ func TestAuthorization(t *testing.T) {
 					t.Errorf("%s in %q: %d %s", target.name, namespace, w.Code, w.Body)
 				}
 				got := domain.takeCalls()
-				if target.inNamespace && (len(got) != 1 || !strings.HasSuffix(got[0], " in "+in)) || !target.inNamespace && got != nil {
+				elsewhere := func(call string) bool { return !strings.HasSuffix(call, " in "+in) }
+				if target.inNamespace && (len(got) == 0 || slices.ContainsFunc(got, elsewhere)) || !target.inNamespace && got != nil {
 					t.Errorf("%s in %q: calls that reached the domain: %v", target.name, namespace, got)
 				}
 			}

@@ -99,7 +99,7 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		return s.serveEvents(c, w, r, requests[0])
 	case !batch:
 		req := requests[0]
-		result, rpcErr := s.invoke(r.Context(), &call{Call: c}, req)
+		result, rpcErr := s.invoke(r.Context(), &call{Call: c, header: w.Header()}, req)
 		// A request without an id is a notification and gets no response. The sandbox.* methods are an exception:
 		// SDKs omit the id when they start a sandbox, but still wait for the response.
 		if req.ID == nil && !strings.HasPrefix(req.Method, "sandbox.") {
@@ -191,6 +191,7 @@ type call struct {
 	*gateway.Call
 	method    string
 	namespace string
+	header    http.Header   // of the response, or nil if it is not that of this call alone
 	excerpt   *wire.Excerpt // how much of a run's output is wanted, or nil for all
 	// newOutputFile creates a file for the output of a run. It is nil if none is wanted.
 	newOutputFile func() *outputFile

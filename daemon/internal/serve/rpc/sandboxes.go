@@ -73,9 +73,15 @@ func (s *Service) start(ctx context.Context, c *call, namespace string, p rpc.St
 		}
 	}
 	var err error
-	c.wait(func() { err = s.sandboxes.Start(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, req) })
+	n := sandbox.Name{Namespace: namespace, Name: p.Sandbox}
+	c.wait(func() { err = s.sandboxes.Start(ctx, n, req) })
 	if err != nil {
 		return "", err
+	}
+	if c.header != nil {
+		if rec, err := s.sandboxes.Get(n); err == nil && rec.Origin.From != "" {
+			c.header.Set(rpc.HeaderStartedFrom, string(rec.Origin.From))
+		}
 	}
 	return fmt.Sprintf("Sandbox %s started successfully", p.Sandbox), nil
 }
@@ -154,11 +160,15 @@ func (s *Service) get(_ context.Context, _ *call, namespace string, p rpc.GetPar
 // describeSandbox returns what clients may know about a sandbox. The cause of a failure is only for administrators, and the
 // environment may contain secrets.
 func describeSandbox(rec sandbox.Record) rpc.SandboxInfo {
-	return rpc.SandboxInfo{
+	info := rpc.SandboxInfo{
 		Namespace: rec.Name.Namespace, Name: rec.Name.Name, ID: rec.ID, State: rpc.State(rec.State), Reason: rec.Reason,
 		Image: rec.Config.Image, CPUs: rec.Config.CPUs, Memory: rec.Config.MemoryMiB, Disk: rec.Config.DiskMiB,
 		CreatedAt: rec.CreatedAt.UTC().Truncate(time.Second),
 	}
+	if o := rec.Origin; o.From != "" {
+		info.StartedFrom = &rpc.StartedFrom{Source: rpc.StartSource(o.From), Why: o.Why}
+	}
+	return info
 }
 
 func (s *Service) getMetrics(ctx context.Context, c *call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
