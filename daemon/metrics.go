@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,6 +10,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
+// poolLabels are the labels of the metrics of the pool.
+var poolLabels = []string{"image", "cpus", "memory_mib", "disk_mib"}
+
 var (
 	buildInfo    = prometheus.NewDesc("msbd_build_info", "Always 1; the label is the version of the server.", []string{"version"}, nil)
 	keyCount     = prometheus.NewDesc("msbd_keys", "Number of API keys, by state.", []string{"state"}, nil)
@@ -16,6 +20,13 @@ var (
 	sandboxLimit = prometheus.NewDesc("msbd_sandboxes_limit", "Maximum number of sandboxes that have not failed.", nil, nil)
 	startCount   = prometheus.NewDesc("msbd_starts", "Number of starts of sandboxes, by state: in progress, or waiting to be admitted.", []string{"state"}, nil)
 	memoryFree   = prometheus.NewDesc("msbd_memory_available_bytes", "Largest memory that a sandbox which starts now can have, in bytes; absent if it cannot be measured.", nil, nil)
+	poolEntries  = prometheus.NewDesc("msbd_pool_entries", "Number of microVMs that were started in advance, by template.", poolLabels, nil)
+	poolHits     = prometheus.NewDesc("msbd_pool_hits_total", "Number of starts of sandboxes that took a microVM of the pool.", poolLabels, nil)
+	poolMisses   = prometheus.NewDesc("msbd_pool_misses_total", "Number of starts of sandboxes for which the pool had no microVM.", poolLabels, nil)
+	poolFailures = prometheus.NewDesc("msbd_pool_refill_failures_total", "Number of microVMs of the pool that could not be started.", poolLabels, nil)
+	poolOldest   = prometheus.NewDesc("msbd_pool_oldest_timestamp_seconds", "When the oldest microVM of the pool was started, as a Unix timestamp; absent if there is none.", poolLabels, nil)
+	poolCPU      = prometheus.NewDesc("msbd_pool_cpu_seconds", "Processor time that the microVMs in the pool have used.", poolLabels, nil)
+	poolMemory   = prometheus.NewDesc("msbd_pool_memory_bytes", "Memory that the microVMs in the pool use, in bytes.", poolLabels, nil)
 	degraded     = prometheus.NewDesc("msbd_degraded", "1 if the server is degraded and refuses changes, else 0.", nil, nil)
 	auditEntries = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
 	diskFree     = prometheus.NewDesc("msbd_disk_free_bytes", "Free space on the disk of the state directory, in bytes, without the reserve.", nil, nil)
@@ -35,7 +46,7 @@ type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, sandboxLimit, startCount, memoryFree, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
+	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, sandboxLimit, startCount, memoryFree, poolEntries, poolHits, poolMisses, poolFailures, poolOldest, poolCPU, poolMemory, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
 		out <- d
 	}
 }
@@ -58,6 +69,7 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		gauge(sandboxCount, float64(counts[state]), string(state))
 	}
 	gauge(sandboxLimit, float64(c.cfg.TotalSandboxes))
+	c.collectPool(out)
 	room := c.manager.Room()
 	gauge(startCount, float64(room.Booting), "in_progress")
 	gauge(startCount, float64(room.Waiting), "waiting")
@@ -76,6 +88,25 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	if c.certs != nil {
 		if expiry := c.certs.Status(time.Now()).NotAfter; !expiry.IsZero() {
 			gauge(certExpiry, float64(expiry.Unix()))
+		}
+	}
+}
+
+// collectPool reports the pool.
+func (c statusCollector) collectPool(out chan<- prometheus.Metric) {
+	for _, t := range c.manager.PoolStatus().Templates {
+		labels := []string{t.Image, strconv.Itoa(t.CPUs), strconv.Itoa(t.MemoryMiB), strconv.Itoa(t.DiskMiB)}
+		metric := func(d *prometheus.Desc, kind prometheus.ValueType, value float64) {
+			out <- prometheus.MustNewConstMetric(d, kind, value, labels...)
+		}
+		metric(poolEntries, prometheus.GaugeValue, float64(t.Ready))
+		metric(poolHits, prometheus.CounterValue, float64(t.Hits))
+		metric(poolMisses, prometheus.CounterValue, float64(t.Misses))
+		metric(poolFailures, prometheus.CounterValue, float64(t.Failures))
+		metric(poolCPU, prometheus.GaugeValue, t.CPU.Seconds())
+		metric(poolMemory, prometheus.GaugeValue, float64(t.MemoryBytes))
+		if !t.Oldest.IsZero() {
+			metric(poolOldest, prometheus.GaugeValue, float64(t.Oldest.Unix()))
 		}
 	}
 }

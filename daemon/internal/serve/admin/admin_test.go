@@ -165,10 +165,10 @@ func TestWhatIsServedInTrouble(t *testing.T) {
 	for state, want := range map[adminv1.GetStatusResponse_DaemonState][]string{
 		adminv1.GetStatusResponse_DAEMON_STATE_STARTING: {"GetStatus", "Shutdown"},
 		adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED: {
-			"AcceptClock", "GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "Reset", "RevokeKey", "Shutdown", "StopSandbox", "TailAudit", "VerifyAudit",
+			"AcceptClock", "GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "PoolStatus", "Reset", "RevokeKey", "Shutdown", "StopSandbox", "TailAudit", "VerifyAudit",
 		},
 		adminv1.GetStatusResponse_DAEMON_STATE_DRAINING: {
-			"GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "Shutdown", "TailAudit", "VerifyAudit",
+			"GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "PoolStatus", "Shutdown", "TailAudit", "VerifyAudit",
 		},
 	} {
 		f := newFixture(t, "")
