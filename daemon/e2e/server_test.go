@@ -122,8 +122,7 @@ func (s *server) state() string { return filepath.Join(s.dir, "state") }
 
 // args returns the arguments of msb that start this server.
 func (s *server) args(more ...string) []string {
-	// Most tests expect no other microVM than theirs. A later flag of the same name counts.
-	return append(append([]string{"server", "start", "--state-dir", s.state(), "--run-dir", s.runDir, "--port", "0", "--pool-min", "0"}, s.flags...), more...)
+	return append(append([]string{"server", "start", "--state-dir", s.state(), "--run-dir", s.runDir, "--port", "0"}, s.flags...), more...)
 }
 
 // start runs `msb server start` in the foreground and returns when it is ready.
@@ -172,6 +171,7 @@ func (s *server) env() []string {
 	env := []string{
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + s.dir,
 		"MSB_SOCKET=" + filepath.Join(s.runDir, "msbd.sock"),
+		"MSBD_POOL_MIN=0", // most tests expect no other microVM than theirs; a flag or a later variable overrides it
 	}
 	for name, value := range s.settings {
 		env = append(env, "MSBD_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"="+value)
