@@ -29,7 +29,8 @@ func (s *server) waitForPool(t *testing.T) *adminv1.Pool {
 // A sandbox starts from a microVM that was started in advance, and sees nothing of that. Such a microVM survives a server that is
 // killed, and is stopped with the sandboxes.
 func TestPool(t *testing.T) {
-	s, key := pythonServer(t, "--pool-min", "1", "--pool-max", "1")
+	s, key := pythonServer(t)
+	s.reconfigure(t, map[string]string{"pool-min": "1", "pool-max": "1"})
 	start := func(body string) string {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.address+"/api/v1/rpc", bytes.NewReader([]byte(body)))
@@ -76,7 +77,8 @@ func TestPool(t *testing.T) {
 	if vms := s.microVMs(); len(vms) > 0 {
 		t.Errorf("microVMs are left: %v", vms)
 	}
-	if err := s.start("--pool-min", "0"); err != nil { // the cleanup of the test needs a server
+	s.settings["pool-min"] = "0"
+	if err := s.start(); err != nil { // the cleanup of the test needs a server
 		t.Fatal(err)
 	}
 }

@@ -171,7 +171,7 @@ func (s *server) env() []string {
 	env := []string{
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + s.dir,
 		"MSB_SOCKET=" + filepath.Join(s.runDir, "msbd.sock"),
-		"MSBD_POOL_MIN=0", // most tests expect no other microVM than theirs; a flag or a later variable overrides it
+		"MSBD_POOL_MIN=0", // most tests expect no other microVM than theirs; a setting overrides it
 	}
 	for name, value := range s.settings {
 		env = append(env, "MSBD_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"="+value)

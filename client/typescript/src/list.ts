@@ -24,6 +24,8 @@ export interface SandboxInfo {
   disk?: number;
   /** The time of the start in UTC, such as 2026-01-02T03:04:05Z. */
   created_at: string;
+  /** How the sandbox was started; not while it starts, and not if an earlier version of the server started it. */
+  started_from?: { source: "pool" | "template" | "cold" | (string & {}); why?: string };
 }
 
 /** Options of listSandboxes. */

@@ -27,7 +27,18 @@ class _Disk(TypedDict, total=False):
     disk: int  # MiB: the size of the writable disk; only if it is limited
 
 
-class SandboxInfo(_Failure, _Disk):
+class StartedFrom(TypedDict, total=False):
+    """How a sandbox was started."""
+
+    source: str  # pool, template or cold; later servers may have others
+    why: str  # why the start was not faster; only if it is not from the pool
+
+
+class _Origin(TypedDict, total=False):
+    started_from: StartedFrom  # only of a sandbox that has started, and not if an earlier server started it
+
+
+class SandboxInfo(_Failure, _Disk, _Origin):
     """What the server knows about a sandbox. It has a reason if its state is failed."""
 
     namespace: str
