@@ -771,7 +771,7 @@ type TemplateStatus struct {
 	Default bool
 	// Target is how many entries there should be now.
 	Target int
-	// Ready is the number of entries, and Filling says that one is being started.
+	// Ready is the number of entries that a start can take, and Filling says that one is being started.
 	Ready   int
 	Filling bool
 	// Hits and Misses are the numbers of starts that took an entry, and that found none.
@@ -817,7 +817,9 @@ func (m *Manager) PoolStatus() PoolStatus {
 				continue
 			}
 			s.MemoryMiB += e.memoryMiB()
-			t.Ready++
+			if e.conn != nil { // otherwise a start does not take it yet
+				t.Ready++
+			}
 			if t.Oldest.IsZero() {
 				t.Oldest = e.createdAt
 			}
