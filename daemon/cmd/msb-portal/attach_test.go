@@ -212,7 +212,8 @@ func TestRing(t *testing.T) {
 	wait(t, printed)
 	replay := c.attach(t, &portalv1.AttachProcessRequest{Process: e.selector(), Replay: true})
 	const total = 400001 * 8
-	if skipped := replay.started.GetSkippedBytes(); skipped > total-(1<<20) || skipped < total-(1<<20)-(64<<10) {
+	// The portal may not have added the last 64 KiB that it has read, and the pipe holds as much.
+	if skipped := replay.started.GetSkippedBytes(); skipped > total-(1<<20) || skipped < total-(1<<20)-(128<<10) {
 		t.Errorf("%d bytes are skipped, want %d", skipped, total-1<<20)
 	}
 	release(t, begin)

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/thread"
 )
@@ -114,11 +115,11 @@ func newGuest(t *testing.T) *Slot {
 		if err != nil {
 			return err
 		}
-		mac, err := net.ParseMAC(GuestMAC)
+		mac, err := net.ParseMAC(portalport.GuestMAC)
 		if err != nil {
 			return err
 		}
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: guestIP, Mask: net.CIDRMask(prefixLength, 32)}}
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: guestIP, Mask: net.CIDRMask(portalport.GuestAddress.Bits(), 32)}}
 		return errors.Join(handle.LinkSetHardwareAddr(eth0, mac), handle.AddrAdd(eth0, addr), handle.LinkSetUp(eth0),
 			handle.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: hostIP}))
 	})

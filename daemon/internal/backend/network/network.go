@@ -20,23 +20,18 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/thread"
 )
 
 const (
-	// GuestAddress is the address of the guest's network interface, and GuestMAC its hardware address.
-	GuestAddress = "10.0.2.15"
-	GuestMAC     = "02:00:00:00:00:01"
-	// HostAddress is the address of the tap.
-	HostAddress = "10.0.2.2"
-
-	prefixLength = 24
-	hostMAC      = "02:00:00:00:00:02"
-	tapName      = "tap0"
+	hostMAC = "02:00:00:00:00:02"
+	tapName = "tap0"
 )
 
-var guestIP, hostIP = net.ParseIP(GuestAddress).To4(), net.ParseIP(HostAddress).To4()
+// The addresses of the guest and of the tap.
+var guestIP, hostIP = net.IP(portalport.GuestAddress.Addr().AsSlice()), net.IP(portalport.HostAddress.AsSlice())
 
 // A Slot is the network of one sandbox.
 type Slot struct {

@@ -25,10 +25,10 @@ func TestDial(t *testing.T) {
 	startWire(t, s, guest)
 	conn := dial(t, s, port)
 	checkEcho(t, conn, strings.Repeat("all of a long text", 100_000))
-	if host, _, _ := net.SplitHostPort(conn.LocalAddr().String()); host != HostAddress {
-		t.Errorf("its local address is %s, want %s", host, HostAddress)
+	if host, _, _ := net.SplitHostPort(conn.LocalAddr().String()); host != hostIP.String() {
+		t.Errorf("its local address is %s, want %s", host, hostIP.String())
 	}
-	if want := fmt.Sprintf("%s:%d", GuestAddress, port); conn.RemoteAddr().String() != want {
+	if want := fmt.Sprintf("%s:%d", guestIP.String(), port); conn.RemoteAddr().String() != want {
 		t.Errorf("its remote address is %s, want %s", conn.RemoteAddr(), want)
 	}
 	raw, err := conn.(*net.TCPConn).SyscallConn()

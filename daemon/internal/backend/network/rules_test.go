@@ -130,7 +130,7 @@ func TestRules(t *testing.T) {
 		return err
 	})
 	defer tcp.Close()
-	targets := []string{HostAddress, outsideAddress, "198.51.100.1", "169.254.169.254"}
+	targets := []string{hostIP.String(), outsideAddress, "198.51.100.1", "169.254.169.254"}
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +155,7 @@ func TestRules(t *testing.T) {
 	var outside *os.File // the tap of the way out
 	edit(t, s, tapName, func(h *netlink.Handle, tap netlink.Link) error {
 		addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
-		if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != HostAddress+"/24" {
+		if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != hostIP.String()+"/24" {
 			t.Errorf("addresses of the slot: %v, %v", addrs, err)
 		}
 		// Now give the slot what the rules protect: IPv6, and a way out.
@@ -182,17 +182,17 @@ func TestRules(t *testing.T) {
 		return errors.Join(h.AddrAdd(eth0, parseAddr(t, forgedAddress+"/24")), h.AddrAdd(eth0, parseAddr(t, guestAddress6+"/64")),
 			h.NeighAdd(neighbor(t, eth0, hostAddress6, hostMAC)))
 	})
-	listeners := []*net.UDPConn{listenUDP(t, s, HostAddress, udpPort), listenUDP(t, s, hostAddress6, udpPort)}
+	listeners := []*net.UDPConn{listenUDP(t, s, hostIP.String(), udpPort), listenUDP(t, s, hostAddress6, udpPort)}
 	senders := map[string]struct {
 		conn *net.UDPConn
 		to   string
 	}{
-		"IPv4":     {listenUDP(t, guest, GuestAddress, 0), HostAddress},
-		"forged":   {listenUDP(t, guest, forgedAddress, 0), HostAddress},
+		"IPv4":     {listenUDP(t, guest, guestIP.String(), 0), hostIP.String()},
+		"forged":   {listenUDP(t, guest, forgedAddress, 0), hostIP.String()},
 		"IPv6":     {listenUDP(t, guest, guestAddress6, 0), hostAddress6},
-		"outbound": {listenUDP(t, guest, GuestAddress, 0), outsideAddress},
+		"outbound": {listenUDP(t, guest, guestIP.String(), 0), outsideAddress},
 	}
-	slotUDP := listenUDP(t, s, HostAddress, 0)
+	slotUDP := listenUDP(t, s, hostIP.String(), 0)
 
 	// arrive returns what arrives of the datagrams that the guest sends to the slot and through it.
 	arrive := func() string {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 )
 
 // parameters are the kernel parameters of a slot. The kernel copies those of IPv4 from the host.
@@ -87,14 +89,14 @@ func configureTap() error {
 	if err != nil {
 		return fmt.Errorf("set its hardware address: %w", err)
 	}
-	address := &netlink.Addr{IPNet: &net.IPNet{IP: hostIP, Mask: net.CIDRMask(prefixLength, 32)}}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: hostIP, Mask: net.CIDRMask(portalport.GuestAddress.Bits(), 32)}}
 	if err := handle.AddrAdd(tap, address); err != nil {
 		return fmt.Errorf("set its address: %w", err)
 	}
 	if err := handle.LinkSetUp(tap); err != nil {
 		return fmt.Errorf("bring it up: %w", err)
 	}
-	guest, err := net.ParseMAC(GuestMAC)
+	guest, err := net.ParseMAC(portalport.GuestMAC)
 	if err == nil {
 		err = handle.NeighSet(&netlink.Neigh{LinkIndex: tap.Attrs().Index, State: netlink.NUD_PERMANENT, IP: guestIP, HardwareAddr: guest})
 	}

@@ -14,10 +14,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"time"
-
-	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 )
 
 // PortName is the name of the virtio-serial port.
@@ -50,14 +49,17 @@ const (
 	PortalWait = responseTimeout / 2
 )
 
+// tokenPattern matches what portalport.NewToken returns.
+var tokenPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
 // check returns an error if the guest may not do what r says. The error does not have the token.
 func (r Request) check() error {
 	if len(r.Seed) != 0 && len(r.Seed) != SeedSize {
 		return fmt.Errorf("the seed has %d bytes, not %d", len(r.Seed), SeedSize)
 	}
 	if r.Token != "" {
-		if err := portalport.CheckToken(r.Token); err != nil {
-			return err
+		if !tokenPattern.MatchString(r.Token) {
+			return errors.New("the token is not 64 hexadecimal digits")
 		}
 	}
 	if h := r.Hostname; h != "" {

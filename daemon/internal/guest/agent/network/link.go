@@ -8,12 +8,12 @@ import (
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 )
 
 // SetUpLink configures the interface to the host that package sys/portalport describes. It reports whether the machine has it.
+// It adds no route to other networks, because the host leads to none: so a connection to elsewhere fails at once.
 // It does not wait for it, because the host does not plug it in later.
 func SetUpLink() (found bool, err error) {
 	links, err := netlink.LinkList()
@@ -50,13 +50,6 @@ func setUpLink(link netlink.Link) error {
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring it up: %w", err)
-	}
-	route := &netlink.Route{
-		LinkIndex: link.Attrs().Index, Gw: portalport.HostAddress.AsSlice(), Protocol: unix.RTPROT_BOOT,
-		Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-	}
-	if err := netlink.RouteReplace(route); err != nil {
-		return fmt.Errorf("set default route: %w", err)
 	}
 	return nil
 }

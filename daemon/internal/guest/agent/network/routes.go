@@ -110,7 +110,10 @@ func Routes() (*pb.Routes, error) {
 			Device: link.Attrs().Name, Scope: uint32(r.Scope), Flags: uint32(r.Flags), Mtu: uint32(r.MTU),
 		}
 		if r.Dst != nil {
-			p.Dest, p.Family = r.Dst.String(), family(r.Dst.IP)
+			p.Family = family(r.Dst.IP)
+			if length, _ := r.Dst.Mask.Size(); length > 0 { // otherwise it is a default route
+				p.Dest = r.Dst.String()
+			}
 		}
 		if r.Gw != nil {
 			p.Gateway, p.Family = r.Gw.String(), family(r.Gw)
