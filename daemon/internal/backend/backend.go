@@ -63,7 +63,8 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 	if err != nil {
 		return nil, err
 	}
-	vms, err := hypervisor.New(serviceConfig(cfg, route, settings, disks, log))
+	service := serviceConfig(cfg, route, settings, log)
+	vms, err := hypervisor.New(service)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +85,12 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 	if b.Disks {
 		b.Images = image.NewStore(b.client, b.buildDisk)
 	}
-	b.Images.OnChange = b.pruneDisks // there are also disks if the server used disks before
+	b.Images.OnChange = func(ctx context.Context, images []containerd.Image) {
+		b.pruneDisks(ctx, images) // there are also disks if the server used disks before
+		for _, img := range images {
+			b.kata.KeepTemplate(img, sandbox.Template{CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB, DiskMiB: cfg.DefaultDiskMiB})
+		}
+	}
 	b.kata, err = kata.New(kata.Config{
 		Client:     b.client,
 		Containerd: paths,
@@ -93,8 +99,10 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 		RunDir:     cfg.RunDir,
 		VMs:        vms,
 		Disks:      disks,
-		Image:      b.Images.Resolve,
-		Log:        log,
+
+		MaxTemplates: service.MaxTemplates,
+		Image:        b.Images.Resolve,
+		Log:          log,
 	})
 	if err != nil {
 		b.client.Close()
@@ -152,15 +160,16 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 // serviceConfig returns the configuration of the hypervisor service. If the shims do not call the service, the
 // configuration has no QEMU: the service then only manages the VMs that it started before the server's configuration
 // changed.
-func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, disks *disk.Store, log *slog.Logger) hypervisor.Config {
+func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
 	first, count, _ := cfg.QEMUUIDs() // package config has checked it
 	service := hypervisor.Config{
 		Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Programs: settings.Programs, Log: log,
 		UIDs: process.UIDs{First: first, Count: count},
 	}
 	if settings.UsesDisks() {
-		service.QEMU, service.Disks, service.Accelerator = settings.QEMU, disks.Find, route.Accelerator
+		service.QEMU, service.Accelerator = settings.QEMU, route.Accelerator
 		service.Kernel, service.Initrd = settings.Kernel, settings.Initrd
+		service.TemplateDir, service.MaxTemplates = filepath.Join(cfg.StateDir, "templates"), cfg.MaxTemplates
 	}
 	return service
 }
@@ -187,7 +196,11 @@ func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) er
 			b.buildDisks(ctx)
 			return nil
 		})
-		return ready(ctx)
+		if err := ready(ctx); err != nil {
+			return err
+		}
+		b.kata.BuildTemplates(ctx)
+		return nil
 	})
 	return g.Wait()
 }
@@ -198,7 +211,7 @@ func (b *Backend) buildDisk(ctx context.Context, img containerd.Image, progress 
 	return err
 }
 
-// pruneDisks removes the disks of all images except images.
+// pruneDisks removes the disks and the templates of all images except images.
 func (b *Backend) pruneDisks(ctx context.Context, images []containerd.Image) {
 	keep := make([]digest.Digest, 0, len(images))
 	for _, img := range images {
@@ -213,6 +226,11 @@ func (b *Backend) pruneDisks(ctx context.Context, images []containerd.Image) {
 		}
 		keep = append(keep, chain)
 	}
+	names := make([]string, len(keep))
+	for i, chain := range keep {
+		names[i] = chain.Encoded()
+	}
+	b.vms.PruneTemplates(names)
 	if err := b.disks.PruneImages(keep); err != nil {
 		b.log.Warn("could not remove the disks of images that were removed", "err", err)
 	}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/backend/kata"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
@@ -98,10 +97,6 @@ func TestRunReturnsErrorOfReady(t *testing.T) {
 func TestServiceConfig(t *testing.T) {
 	programs := kata.Settings{QEMU: "/qemu", Kernel: "/vmlinux", Initrd: "/initrd", Programs: []string{"/qemu", "/virtiofsd"}}
 	cfg := config.Config{RunDir: "/run/msb"}
-	disks, err := disk.New(t.TempDir(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, tt := range map[string]struct {
 		change func(*kata.Settings)
 		starts bool
@@ -113,14 +108,14 @@ func TestServiceConfig(t *testing.T) {
 	} {
 		settings := programs
 		tt.change(&settings)
-		got := serviceConfig(cfg, host.Route{Accelerator: host.KVM}, settings, disks, nil)
+		got := serviceConfig(cfg, host.Route{Accelerator: host.KVM}, settings, nil)
 		if got.Socket != "/run/msb/hypervisor.sock" || got.Dir != "/run/msb/vm" || !slices.Equal(got.Programs, programs.Programs) {
 			t.Errorf("%s: %+v", name, got)
 		}
 		if (got.QEMU != "") != tt.starts {
 			t.Errorf("%s: QEMU %q", name, got.QEMU)
 		}
-		if tt.starts && (got.Accelerator != host.KVM || got.Kernel != "/vmlinux" || got.Initrd != "/initrd" || got.Disks == nil) {
+		if tt.starts && (got.Accelerator != host.KVM || got.Kernel != "/vmlinux" || got.Initrd != "/initrd") {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}

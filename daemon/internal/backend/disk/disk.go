@@ -58,7 +58,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	builds map[digest.Digest]*build // those in progress, by chain id
-	blanks map[int64]blank          // by size in bytes
+	blanks map[int64]Extents        // by size in bytes
 }
 
 // New returns a Store for the disks in dir, which it creates if necessary. It removes what an interrupted build,
@@ -66,7 +66,7 @@ type Store struct {
 func New(dir string, log *slog.Logger) (*Store, error) {
 	s := &Store{
 		images: filepath.Join(dir, "images"), sandboxes: filepath.Join(dir, "sandboxes"), log: log,
-		builds: map[digest.Digest]*build{}, blanks: map[int64]blank{},
+		builds: map[digest.Digest]*build{}, blanks: map[int64]Extents{},
 	}
 	for _, dir := range []string{s.images, s.sandboxes} {
 		if err := durable.MkdirAll(dir, 0o700); err != nil {

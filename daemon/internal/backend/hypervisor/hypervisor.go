@@ -17,7 +17,6 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
 	"golang.org/x/sys/unix"
 
-	"github.com/msbd/msbd/daemon/internal/sys/durable"
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -30,11 +29,11 @@ const (
 )
 
 // A hypervisor implements Kata's remote hypervisor API.
-type hypervisor struct{ supervisor }
+type hypervisor struct{ *Service }
 
-// CreateVM records a VM. StartVM starts QEMU.
+// CreateVM makes the caller the shim of a VM that Start has begun to start.
 func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.CreateVMResponse, error) {
-	m, shim, err := h.create(ctx, req)
+	m, shim, err := h.join(ctx, req)
 	if err != nil {
 		return nil, fmt.Errorf("create VM %q: %w", req.GetId(), err)
 	}
@@ -42,92 +41,38 @@ func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.
 	return &pb.CreateVMResponse{AgentSocketPath: filepath.Join(m.dir, agentSocket)}, nil
 }
 
-// create records the VM that req describes, and returns it with the process of the calling shim. The caller must close
-// the process. It returns errdefs.ErrInvalidArgument if req is not valid, errdefs.ErrFailedPrecondition if this server
-// starts no VMs or the VM has no disks, and errdefs.ErrAlreadyExists if there is a VM with this id.
-func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process.Process, error) {
-	if err := validateID(req.GetId()); err != nil {
-		return nil, nil, err
+// join records the calling process as the shim of the VM that req names, and returns both. The caller must close the
+// process. join returns errdefs.ErrNotFound if Start was not called for the VM, errdefs.ErrInvalidArgument if req describes
+// another VM than Start, and errdefs.ErrAlreadyExists if the VM has a shim.
+func (s *Service) join(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process.Process, error) {
+	m := s.lookup(req.GetId())
+	if m == nil {
+		return nil, nil, fmt.Errorf("only sandboxes of this server can be started: %w", errdefs.ErrNotFound)
 	}
-	if s.cfg.QEMU == "" {
-		return nil, nil, fmt.Errorf("this server is not configured to run VMs for Kata's shims: %w", errdefs.ErrFailedPrecondition)
-	}
-	image, upper, ok := s.cfg.Disks(req.GetId())
-	if !ok {
-		return nil, nil, fmt.Errorf("it has no disks; only sandboxes of this server can be started: %w", errdefs.ErrFailedPrecondition)
-	}
-	st := state{ID: req.GetId(), Since: time.Now(), Disks: &Disks{Image: image, Upper: upper}}
-	for key, value := range map[string]*int{annotationVCPUs: &st.VCPUs, annotationMemory: &st.MemoryMiB} {
-		n, err := strconv.Atoi(req.GetAnnotations()[key])
-		if err != nil || n < 1 || n > 1<<24 {
-			return nil, nil, fmt.Errorf("annotation %s is %q, want a positive number: %w", key, req.GetAnnotations()[key], errdefs.ErrInvalidArgument)
+	for key, want := range map[string]int{annotationVCPUs: m.VCPUs, annotationMemory: m.MemoryMiB} {
+		if n, err := strconv.Atoi(req.GetAnnotations()[key]); err != nil || n != want {
+			return nil, nil, fmt.Errorf("annotation %s is %q, want %d: %w", key, req.GetAnnotations()[key], want, errdefs.ErrInvalidArgument)
 		}
-		*value = n
 	}
 	shim, err := callerProcess(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	if st.Shim, err = shim.ID(); err != nil {
+	if err := m.join(shim); err != nil {
 		shim.Close()
 		return nil, nil, err
-	}
-	m, err := s.add(st)
-	if err != nil {
-		shim.Close()
-		return nil, nil, err
-	}
-	err = os.Mkdir(m.dir, 0o700)
-	if err == nil {
-		err = durable.SyncDir(s.cfg.Dir)
-	}
-	if err == nil {
-		err = writeState(m.dir, m.state)
-	}
-	if err != nil {
-		shim.Close()
-		return nil, nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), st.ID))
 	}
 	return m, shim, nil
 }
 
-// add adds a machine for st to the Service, with the first user that no other machine has. It returns
-// errdefs.ErrAlreadyExists if there is a VM with this id, and errdefs.ErrResourceExhausted if all users are taken.
-func (s *Service) add(st state) (*machine, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, exists := s.vms[st.ID]; exists {
-		return nil, errdefs.ErrAlreadyExists
-	}
-	taken := map[uint32]bool{}
-	for _, m := range s.vms {
-		taken[m.UID] = true
-	}
-	for st.UID = s.cfg.UIDs.First; taken[st.UID]; st.UID++ {
-	}
-	if !s.cfg.UIDs.Contains(st.UID) {
-		return nil, fmt.Errorf("all %d users for QEMU are taken: %w", s.cfg.UIDs.Count, errdefs.ErrResourceExhausted)
-	}
-	m := newMachine(s.dir(st.ID), st)
-	s.vms[st.ID] = m
-	return m, nil
-}
-
-// StartVM boots the VM and returns when the guest's agent is ready for the shim. On error it removes the VM, and keeps
-// only its console log if that is not empty.
+// StartVM waits until the VM has started. On error it removes the VM, and keeps only its console log if that is not
+// empty.
 func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.StartVMResponse, error) {
 	m := h.lookup(req.GetId())
-	if m == nil {
-		return nil, fmt.Errorf("start VM %q: it was not created, or has been removed: %w", req.GetId(), errdefs.ErrNotFound)
+	if m == nil || !m.claimStart() {
+		return nil, fmt.Errorf("start VM %q: it was not created, was already started, or has been removed: %w", req.GetId(), errdefs.ErrFailedPrecondition)
 	}
-	bootCtx, cancelBoot := context.WithCancelCause(ctx)
-	defer cancelBoot(nil)
-	if err := m.claimStart(cancelBoot); err != nil {
-		return nil, fmt.Errorf("start VM %q: %w", m.ID, err)
-	}
-	m.busy <- struct{}{} // only Remove can hold busy here, and it has already canceled this boot
-	err := h.boot(bootCtx, m)
-	<-m.busy
+	err := m.waitBooted(ctx)
 	if err == nil {
 		h.followClock(m)
 		err = h.watchProcesses(m)
@@ -190,7 +135,7 @@ func (s *Service) listen() (*net.UnixListener, error) {
 }
 
 // serveCalls serves the API until ctx ends. Then it waits for the calls in progress.
-func (sup supervisor) serveCalls(ctx context.Context, listener *net.UnixListener) error {
+func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener) error {
 	defer listener.Close()
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
 
@@ -204,7 +149,7 @@ func (sup supervisor) serveCalls(ctx context.Context, listener *net.UnixListener
 	if err != nil {
 		return fmt.Errorf("serve shims: %w", err)
 	}
-	pb.RegisterHypervisorService(server, hypervisor{sup})
+	pb.RegisterHypervisorService(server, hypervisor{s})
 	defer func() {
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
@@ -221,7 +166,7 @@ func (sup supervisor) serveCalls(ctx context.Context, listener *net.UnixListener
 		}
 		if err != nil && isTemporary(err) {
 			pause = min(max(2*pause, 5*time.Millisecond), maxPause)
-			sup.cfg.Log.Warn("could not accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
+			s.cfg.Log.Warn("could not accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -234,7 +179,7 @@ func (sup supervisor) serveCalls(ctx context.Context, listener *net.UnixListener
 		pause = 0
 		pid, err := callerPID(conn)
 		if err != nil {
-			sup.cfg.Log.Warn("rejecting a connection to the hypervisor socket", "err", err)
+			s.cfg.Log.Warn("rejecting a connection to the hypervisor socket", "err", err)
 			conn.Close()
 			continue
 		}

@@ -1,7 +1,6 @@
 package hypervisor
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +71,7 @@ func TestJail(t *testing.T) {
 		t.Errorf("it has %d network interfaces, want lo", devices)
 	}
 	// Its files are those of its VM.
-	image, upper, _ := h.cfg.Disks(id)
+	image, upper := imagePath(h.cfg), upperPath(h.cfg)
 	allowed := []string{image, upper, h.cfg.Kernel, h.cfg.Initrd, filepath.Join(h.dir(id), consoleLog+pipeSuffix), filepath.Join(h.dir(id), qemuLog+pipeSuffix)}
 	sockets, err := os.ReadFile("/proc/net/unix")
 	if err != nil {
@@ -96,6 +94,9 @@ func TestJail(t *testing.T) {
 				t.Errorf("it has the socket %s open as descriptor %s, which is not one of its VM", target, fd.Name())
 			}
 			continue
+		}
+		if target == "/dev/net/tun" && fd.Name() == strconv.Itoa(tapFD) {
+			continue // the other end of its network interface
 		}
 		if !slices.Contains(append(allowed, "/dev/null"), target) {
 			t.Errorf("it has the file %s open as descriptor %s", target, fd.Name())
@@ -150,21 +151,15 @@ func TestJail(t *testing.T) {
 func TestAdoptEmptiesJail(t *testing.T) {
 	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
-	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
-	m := h.lookup(id)
-	ctx, cancel := context.WithCancel(t.Context())
-	var tasks sync.WaitGroup
-	sup := supervisor{h.Service, func(task func(context.Context)) { tasks.Go(func() { task(ctx) }) }}
-	if err := sup.launch(m); err != nil {
+	m := h.join(t, id)
+	if err := h.launch(m, memory{}); err != nil {
 		t.Fatal(err)
 	}
-	monitor, err := dialMonitor(ctx, filepath.Join(m.dir, monitorSocket)) // QEMU has started
+	monitor, err := dialMonitor(t.Context(), filepath.Join(m.dir, monitorSocket)) // QEMU has started
 	if err != nil {
 		t.Fatal(err)
 	}
 	monitor.close()
-	cancel()
-	tasks.Wait()
 	root := fmt.Sprintf("/proc/%d/root", h.VMs()[0].QEMU)
 	if entries, err := os.ReadDir(root); err != nil || len(entries) == 0 {
 		t.Fatalf("the jail is already empty: %v, %v", entries, err)
@@ -193,11 +188,9 @@ func TestUsers(t *testing.T) {
 	cfg.UIDs.Count = 2
 	s := &Service{cfg: cfg, vms: map[string]*machine{}}
 	add := func(id string) (uint32, error) {
-		m, err := s.add(state{ID: id})
-		if err != nil {
-			return 0, err
-		}
-		return m.UID, nil
+		m := newMachine(s.dir(id), state{ID: id})
+		err := s.add(m)
+		return m.UID, err
 	}
 	a, errA := add("a")
 	b, errB := add("b")

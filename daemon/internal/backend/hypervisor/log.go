@@ -30,7 +30,7 @@ const (
 
 // createLog creates the pipe of the log name of the VM m and copies it. It returns the pipe's end for the writer, which
 // the caller must close once QEMU has it open. The copy ends when no writer has the pipe open.
-func (sup supervisor) createLog(m *machine, name string) (*os.File, error) {
+func (s *Service) createLog(m *machine, name string) (*os.File, error) {
 	pipe := filepath.Join(m.dir, name+pipeSuffix)
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		return nil, fmt.Errorf("create the pipe of %s: %w", name, err)
@@ -44,29 +44,29 @@ func (sup supervisor) createLog(m *machine, name string) (*os.File, error) {
 		in.Close()
 		return nil, fmt.Errorf("write to the pipe of %s: %w", name, err)
 	}
-	sup.copyLog(m, name, in)
+	s.copyLog(m, name, in)
 	return out, nil
 }
 
 // adoptLogs continues to copy the logs of an adopted VM. The QEMU of an earlier version has no pipes, and writes to the
 // logs itself.
-func (sup supervisor) adoptLogs(m *machine) {
+func (s *Service) adoptLogs(m *machine) {
 	for _, name := range []string{qemuLog, consoleLog} {
 		if in, err := os.OpenFile(filepath.Join(m.dir, name+pipeSuffix), os.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
-			sup.copyLog(m, name, in)
+			s.copyLog(m, name, in)
 		}
 	}
 }
 
 // copyLog copies in to the log name of the VM m until the end of in, or of the Service. It closes in.
-func (sup supervisor) copyLog(m *machine, name string, in *os.File) {
+func (s *Service) copyLog(m *machine, name string, in *os.File) {
 	m.logs.Add(1)
-	sup.run(func(ctx context.Context) {
+	s.run(func(ctx context.Context) {
 		defer m.logs.Done()
 		defer in.Close()
 		defer context.AfterFunc(ctx, func() { in.Close() })()
 		if err := CopyLog(ctx, filepath.Join(m.dir, name), in); err != nil {
-			sup.cfg.Log.Warn("could not write a log of a microVM", "sandbox", m.ID, "log", name, "err", err)
+			s.cfg.Log.Warn("could not write a log of a microVM", "sandbox", m.ID, "log", name, "err", err)
 		}
 	})
 }

@@ -4,19 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/sys/control"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// A machine is a VM that the Service manages, from CreateVM or Recover until it is removed. It may not be started yet,
-// and its directory may not exist yet.
+// A machine is a VM that the Service manages, from Start or Recover until it is removed. Its directory may not exist yet.
 type machine struct {
 	state
 	dir string
@@ -32,32 +29,71 @@ type machine struct {
 	setGone context.CancelFunc
 	logs    sync.WaitGroup // the copies of its logs that are in progress
 
-	mu         sync.Mutex              // also guards state.Processes
-	cancelBoot context.CancelCauseFunc // nil before StartVM
-	removing   bool                    // a removal has begun or is complete
+	// booted receives the result of the start once. It has room for one, so that nobody must receive it.
+	booted     chan error
+	cancelBoot context.CancelCauseFunc // nil if an earlier Service started the VM
+
+	mu       sync.Mutex // also guards state.Shim and state.Processes
+	started  bool       // StartVM was called
+	removing bool       // a removal has begun or is complete
+	cold     string     // why the VM is no clone; empty if it is one
 }
 
 func newMachine(dir string, st state) *machine {
-	m := &machine{state: st, dir: dir, busy: make(chan struct{}, 1)}
+	m := &machine{state: st, dir: dir, busy: make(chan struct{}, 1), booted: make(chan error, 1)}
 	m.gone, m.setGone = context.WithCancel(context.Background())
 	return m
 }
 
 var errRemoved = errors.New("the VM was removed while it started")
 
-// claimStart marks the machine as started, and records cancelBoot, which a removal calls to end the boot. It returns
-// errdefs.ErrFailedPrecondition if the machine was already started, and errdefs.ErrNotFound if it is being removed.
-func (m *machine) claimStart(cancelBoot context.CancelCauseFunc) error {
+// claimBoot takes busy for the start of the VM, and records cancel, which a removal calls to end it. It returns false if a
+// removal has begun.
+func (m *machine) claimBoot(cancel context.CancelCauseFunc) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.removing {
+		return false
+	}
+	m.cancelBoot = cancel
+	m.busy <- struct{}{} // only a removal could have it
+	return true
+}
+
+// join records shim as the shim of the VM. It returns errdefs.ErrAlreadyExists if the VM has a shim, and errdefs.ErrNotFound if
+// it is being removed.
+func (m *machine) join(shim *process.Process) error {
+	id, err := shim.ID()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.removing:
 		return fmt.Errorf("%w: %w", errRemoved, errdefs.ErrNotFound)
+	case m.Shim.PID != 0:
+		return errdefs.ErrAlreadyExists
 	}
-	if m.cancelBoot != nil {
-		return fmt.Errorf("it was already started: %w", errdefs.ErrFailedPrecondition)
+	m.Shim = id
+	return writeState(m.dir, m.state)
+}
+
+// claimStart marks the VM as started. It returns false if it was started before, has no shim, or is being removed.
+func (m *machine) claimStart() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.started || m.removing || m.Shim.PID == 0 {
+		return false
 	}
-	m.cancelBoot = cancelBoot
-	return nil
+	m.started = true
+	return true
+}
+
+// waitBooted waits until the VM has started, and returns the error of the start. If ctx ends first, it cancels the start.
+func (m *machine) waitBooted(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { m.cancelBoot(context.Cause(ctx)) })()
+	return <-m.booted
 }
 
 // startRemoval marks the machine as being removed and cancels its boot. It reports whether it is the first call.
@@ -80,21 +116,33 @@ func (m *machine) process(r role) process.ID {
 	return m.Processes[r]
 }
 
-// record sets the ID of the VM's process with role r to that of p, and returns the state with it.
-func (m *machine) record(r role, p *process.Process) (state, error) {
+// shim returns the ID of the VM's shim. It is zero if none has joined it.
+func (m *machine) shim() process.ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.Shim
+}
+
+// record sets the ID of the VM's process with role r to that of p.
+func (m *machine) record(r role, p *process.Process) error {
 	id, err := p.ID()
 	if err != nil {
-		return state{}, err
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	processes := maps.Clone(m.Processes) // the state that was returned before must not change
-	if processes == nil {
-		processes = map[role]process.ID{}
+	if m.Processes == nil {
+		m.Processes = map[role]process.ID{}
 	}
-	processes[r] = id
-	m.Processes = processes
-	return m.state, nil
+	m.Processes[r] = id
+	return nil
+}
+
+// save writes the state file.
+func (m *machine) save() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return writeState(m.dir, m.state)
 }
 
 // adoptChild adds child, a process that was just started with role r, to the machine and to its state file.
@@ -105,66 +153,17 @@ func (m *machine) adoptChild(r role, child *os.Process) error {
 		return err
 	}
 	defer p.Close()
-	st, err := m.record(r, p)
-	if err != nil {
+	if err := m.record(r, p); err != nil {
 		return err
 	}
-	return writeState(m.dir, st)
+	return m.save()
 }
 
-// boot starts QEMU in its jail, waits until the guest's agent has opened its port, and sets the guest's clock. On error,
-// the caller must remove the machine.
-func (sup supervisor) boot(ctx context.Context, m *machine) error {
-	if err := sup.launch(m); err != nil {
-		return err
-	}
-	monitor, err := dialMonitor(ctx, filepath.Join(m.dir, monitorSocket))
-	if err == nil {
-		defer monitor.close()
-		err = m.emptyJail() // QEMU is complete, because it answers on its monitor
-	}
-	if err == nil {
-		err = monitor.waitOpen(agentPort)
-	}
-	if err == nil {
-		err = setClock(ctx, filepath.Join(m.dir, controlSocket))
-	}
-	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))
-	}
-	return err
-}
-
-// launch starts QEMU in a jail and in a cgroup of its own, and records it.
-func (sup supervisor) launch(m *machine) error {
-	inherited, err := sup.prepareLaunch(m)
-	if err != nil {
-		return err
-	}
-	defer inherited.close()
-	addToCgroup, err := newCgroup(m.state, sup.cfg.Accelerator)
-	if err != nil {
-		return err
-	}
-	disk, err := os.Stat(m.Disks.Upper)
-	if err != nil {
-		return err
-	}
-	j := jail{UID: m.UID, Dir: filepath.Join(m.dir, jailDir), KVM: sup.cfg.Accelerator == "kvm", MaxFile: uint64(disk.Size())}
-	if err := os.Mkdir(j.Dir, 0o700); err != nil {
-		return err
-	}
-	child, gate, err := j.start(sup.qemuCommand(m.state), markEnv(roleQEMU, m.dir), inherited.output, inherited.files)
-	if err != nil {
-		return err
-	}
-	defer gate.Close()
-	// Before QEMU executes anything, its limits apply, and a later Service can find it.
-	if err := errors.Join(m.adoptChild(roleQEMU, child), addToCgroup(child.Pid)); err != nil {
-		return err
-	}
-	_, err = gate.Write([]byte{1})
-	return err
+// setCold records why the VM is no clone.
+func (m *machine) setCold(why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cold = why
 }
 
 // emptyJail removes all files from the jail of the VM's QEMU. It does nothing if the VM is one of an earlier version.
@@ -178,20 +177,6 @@ func (m *machine) emptyJail() error {
 	}
 	defer qemu.Close()
 	return emptyJail(qemu)
-}
-
-// setClock sets the clock of a guest that has just booted. socket is the host's end of its control port.
-func setClock(ctx context.Context, socket string) error {
-	agent, err := control.Dial(ctx, socket)
-	if err != nil {
-		return err
-	}
-	defer agent.Close()
-	for { // the guest may be slow while many boot
-		if err = agent.SyncClock(ctx); err == nil || ctx.Err() != nil {
-			return err
-		}
-	}
 }
 
 // remove kills the processes of the VM m and removes its directory. It may be called more than once.

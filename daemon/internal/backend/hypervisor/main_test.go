@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/containerd/ttrpc"
 	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	programs "github.com/msbd/msbd/daemon/internal/backend/host"
@@ -170,18 +172,26 @@ func newConfig(t *testing.T) Config {
 	if cfg.QEMU, err = programs.FindQEMU(""); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Programs = []string{cfg.QEMU, "/bin/sleep"} // startMarkedProcess runs sleep
-	image, upper := filepath.Join(dir, "image"), filepath.Join(dir, "upper")
-	for _, disk := range []string{image, upper} { // the agent reads them only when it creates a container
+	cfg.Programs = []string{cfg.QEMU, "/bin/sleep"}                 // startMarkedProcess runs sleep
+	for _, disk := range []string{imagePath(cfg), upperPath(cfg)} { // the agent reads them only when it creates a container
 		writeFile(t, disk, strings.Repeat("x", 4096))
 	}
-	cfg.Disks = func(string) (string, string, bool) { return image, upper, true }
 	for _, file := range []string{cfg.Kernel, cfg.Initrd} {
 		if _, err := os.Stat(file); err != nil {
 			t.Fatalf("%v: run make guest", err)
 		}
 	}
 	return cfg
+}
+
+func imagePath(cfg Config) string { return filepath.Join(filepath.Dir(cfg.Dir), "image") }
+func upperPath(cfg Config) string { return filepath.Join(filepath.Dir(cfg.Dir), "upper") }
+
+// testSpec returns the description of VM id.
+func testSpec(cfg Config, id string) Spec {
+	return Spec{
+		ID: id, VCPUs: 1, MemoryMiB: 128, Disks: Disks{Image: imagePath(cfg), Upper: upperPath(cfg)}, Container: &specs.Spec{},
+	}
 }
 
 func moduleRoot(t *testing.T) string {
@@ -232,10 +242,12 @@ func startService(t *testing.T, cfg Config) (*testService, Recovery) {
 	return h, recovery
 }
 
+var vmCount atomic.Int32
+
 // newVM returns an unused VM id. At the end of the test, the VM is removed.
 func newVM(t *testing.T, cfg Config) (id string) {
 	t.Helper()
-	id = filepath.Base(filepath.Dir(cfg.Dir)) + "-" + fmt.Sprint(os.Getpid())
+	id = filepath.Base(filepath.Dir(cfg.Dir)) + fmt.Sprintf("-%d-%d", os.Getpid(), vmCount.Add(1))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 		defer cancel()
@@ -247,10 +259,36 @@ func newVM(t *testing.T, cfg Config) (id string) {
 	return id
 }
 
+// start begins to start a VM and starts its shim.
+func (h *testService) start(t *testing.T, id string) *shim {
+	t.Helper()
+	if err := h.Start(t.Context(), testSpec(h.cfg, id)); err != nil {
+		t.Fatal(err)
+	}
+	return startShim(t, h.cfg.Socket, id)
+}
+
+// join adds a VM, whose QEMU does not run, and its shim.
+func (h *testService) join(t *testing.T, id string) *machine {
+	t.Helper()
+	m, err := h.create(testSpec(h.cfg, id))
+	if err == nil {
+		err = h.add(m)
+	}
+	if err == nil {
+		err = h.makeDir(m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
+	return m
+}
+
 // boot starts a VM and connects to its agent. It connects only once, as Kata's shim does.
 func (h *testService) boot(t *testing.T, id string) (*shim, agent.HealthService) {
 	t.Helper()
-	s := startShim(t, h.cfg.Socket, id)
+	s := h.start(t, id)
 	agentPath := s.mustCall(t, "CreateVM")
 	s.mustCall(t, "StartVM")
 	conn, err := net.Dial("unix", agentPath)

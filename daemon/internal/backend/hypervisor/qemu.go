@@ -13,7 +13,10 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/backend/network"
+	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
@@ -58,9 +61,23 @@ const (
 	consoleFD
 	imageFD
 	upperFD
-	kernelFD
-	initrdFD
+	tapFD
+	kernelFD // not for a clone
+	initrdFD // not for a clone
+	memoryFD // of a template or a clone
+	stateFD  // of a clone
 )
+
+// memory says how the memory of a VM is made. The zero memory is made by QEMU, and only this VM uses it.
+type memory struct {
+	// file holds the memory of a template. Without a state, the VM is the template, and shares it. With a state, the VM is
+	// a clone, whose changes of the memory are its own.
+	file *os.File
+	// state is the rest of what a clone begins with, in the format of QEMU's migration.
+	state *os.File
+}
+
+func (mem memory) isClone() bool { return mem.state != nil }
 
 // A launch holds what the QEMU of a VM inherits: it opens no files of the host by itself, except its own.
 type launch struct {
@@ -79,14 +96,14 @@ func (l *launch) close() {
 
 // prepareLaunch opens what the QEMU of the VM m inherits, and creates its sockets and logs. The caller must close the
 // result.
-func (sup supervisor) prepareLaunch(m *machine) (l *launch, err error) {
+func (s *Service) prepareLaunch(m *machine, mem memory, slot *network.Slot) (l *launch, err error) {
 	l = &launch{}
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	if l.output, err = sup.createLog(m, qemuLog); err != nil {
+	if l.output, err = s.createLog(m, qemuLog); err != nil {
 		return nil, err
 	}
 	for _, f := range []struct {
@@ -96,11 +113,14 @@ func (sup supervisor) prepareLaunch(m *machine) (l *launch, err error) {
 		{monitorFD, func() (*os.File, error) { return listen(filepath.Join(m.dir, monitorSocket)) }},
 		{agentFD, func() (*os.File, error) { return listen(filepath.Join(m.dir, agentSocket)) }},
 		{controlFD, func() (*os.File, error) { return listen(filepath.Join(m.dir, controlSocket)) }},
-		{consoleFD, func() (*os.File, error) { return sup.createLog(m, consoleLog) }},
+		{consoleFD, func() (*os.File, error) { return s.createLog(m, consoleLog) }},
 		{imageFD, func() (*os.File, error) { return os.Open(m.Disks.Image) }},
 		{upperFD, func() (*os.File, error) { return os.OpenFile(m.Disks.Upper, os.O_RDWR, 0) }},
-		{kernelFD, func() (*os.File, error) { return os.Open(sup.cfg.Kernel) }},
-		{initrdFD, func() (*os.File, error) { return os.Open(sup.cfg.Initrd) }},
+		{tapFD, func() (*os.File, error) { return duplicate(slot.Tap()) }},
+		{kernelFD, unless(mem.isClone(), s.cfg.Kernel)},
+		{initrdFD, unless(mem.isClone(), s.cfg.Initrd)},
+		{memoryFD, func() (*os.File, error) { return reopen(mem.file, os.O_RDWR) }},
+		{stateFD, func() (*os.File, error) { return reopen(mem.state, os.O_RDONLY) }},
 	} {
 		file, err := f.open()
 		if err != nil {
@@ -113,8 +133,26 @@ func (sup supervisor) prepareLaunch(m *machine) (l *launch, err error) {
 	return l, nil
 }
 
-// qemuCommand returns the command that runs QEMU for the VM st.
-func (s *Service) qemuCommand(st state) []string {
+// unless returns a function that opens path to read it, or returns nil if not is set.
+func unless(not bool, path string) func() (*os.File, error) {
+	return func() (*os.File, error) {
+		if not {
+			return nil, nil
+		}
+		return os.Open(path)
+	}
+}
+
+func duplicate(file *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
+}
+
+// qemuCommand returns the command that runs QEMU for the VM st. A clone has the same devices as its template.
+func (s *Service) qemuCommand(st state, mem memory) []string {
 	accel, cpu, processors, kernelArgs := "kvm", "host", st.VCPUs, ""
 	if s.cfg.Accelerator == "tcg" {
 		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
@@ -134,18 +172,28 @@ func (s *Service) qemuCommand(st state) []string {
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
 		}
 	}
-	memory := strconv.Itoa(st.guestMemoryMiB()) + "M"
-	return []string{
+	size, machine := strconv.Itoa(st.guestMemoryMiB())+"M", "q35,usb=off,sata=off,smbus=off,vmport=off"
+	var options []string
+	if mem.file != nil {
+		machine += ",memory-backend=memory"
+		options = append(options, "-object", fmt.Sprintf("memory-backend-file,id=memory,size=%s,share=%s,mem-path=%s",
+			size, map[bool]string{false: "on", true: "off"}[mem.isClone()], fdPath(memoryFD)))
+	}
+	if mem.isClone() {
+		options = append(options, "-incoming", "defer")
+	} else {
+		options = append(options, "-kernel", fdPath(kernelFD), "-initrd", fdPath(initrdFD),
+			// At loglevel 1 the kernel prints only panics. At a lower level it would not even print those.
+			"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"+
+				// Skip the timer check, which can fail on a busy host, and probe only the one PCI bus that there is.
+				" no_timer_check pci=lastbus=0"+kernelArgs)
+	}
+	return append([]string{
 		s.cfg.QEMU, "-name", st.ID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(processors), "-m", memory,
-		"-machine", "q35,usb=off,sata=off,smbus=off,vmport=off",
-		"-bios", "qboot.rom", "-kernel", fdPath(kernelFD), "-initrd", fdPath(initrdFD),
-		// At loglevel 1 the kernel prints only panics. At a lower level it would not even print those.
-		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on" +
-			// Skip the timer check, which can fail on a busy host, and probe only the one PCI bus that there is.
-			" no_timer_check pci=lastbus=0" + kernelArgs,
+		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(processors), "-m", size,
+		"-machine", machine, "-bios", "qboot.rom",
 		"-add-fd", fdSet(consoleFD), "-chardev", "file,id=console,append=on,path=" + fdSetPath(consoleFD),
 		"-device", "isa-serial,chardev=console",
 		"-chardev", "socket,id=monitor,server=on,wait=off,fd=" + strconv.Itoa(monitorFD),
@@ -166,7 +214,9 @@ func (s *Service) qemuCommand(st state) []string {
 		}),
 		// If the host's disk is full, the guest gets an error. By default QEMU would stop the VM.
 		"-device", "virtio-blk-pci,drive=upper,serial=" + upperSerial + ",werror=report,rerror=report,discard=on",
-	}
+		"-netdev", "tap,id=network,fd=" + strconv.Itoa(tapFD),
+		"-device", "virtio-net-pci,netdev=network,mac=" + portalport.GuestMAC + ",romfile=,rx_queue_size=1024",
+	}, options...)
 }
 
 // blockDevice returns the argument of -blockdev for the file of descriptor fd, with the name and the options.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +15,10 @@ import (
 
 // A monitor is a connection to QEMU's QMP socket. Only one command may run at a time.
 type monitor struct {
-	conn   net.Conn
+	conn   *net.UnixConn
 	decode *json.Decoder
+	// migration is the last status that QEMU has reported of saving or restoring the VM.
+	migration string
 }
 
 // A message is any message from QEMU. The fields that are set show its kind.
@@ -27,8 +30,9 @@ type message struct {
 	} `json:"error"`
 	Event string `json:"event"`
 	Data  struct {
-		ID   string `json:"id"`
-		Open bool   `json:"open"`
+		ID     string `json:"id"`
+		Open   bool   `json:"open"`
+		Status string `json:"status"`
 	} `json:"data"`
 }
 
@@ -41,12 +45,12 @@ func dialMonitor(ctx context.Context, socket string) (*monitor, error) {
 		return nil, fmt.Errorf("connect to QEMU: %w", err)
 	}
 	context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	m := &monitor{conn: conn, decode: json.NewDecoder(conn)}
+	m := &monitor{conn: conn.(*net.UnixConn), decode: json.NewDecoder(conn)}
 	if _, err := m.next(); err != nil { // the greeting
 		conn.Close()
 		return nil, err
 	}
-	if err := m.execute("qmp_capabilities", nil); err != nil {
+	if err := m.execute("qmp_capabilities", nil, nil); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -62,7 +66,7 @@ func (m *monitor) waitOpen(port string) error {
 		Label string `json:"label"`
 		Open  bool   `json:"frontend-open"`
 	}
-	if err := m.execute("query-chardev", &chardevs); err != nil {
+	if err := m.execute("query-chardev", nil, &chardevs); err != nil {
 		return err
 	}
 	for _, c := range chardevs {
@@ -84,10 +88,27 @@ func (m *monitor) waitOpen(port string) error {
 	}
 }
 
-// execute runs a command and decodes its result into result, unless that is nil. It discards events that arrive
-// meanwhile.
-func (m *monitor) execute(command string, result any) error {
-	if err := json.NewEncoder(m.conn).Encode(map[string]string{"execute": command}); err != nil {
+// execute runs a command, with arguments unless they are nil, and decodes its result into result, unless that is nil. It
+// discards events that arrive meanwhile, except for those about a migration.
+func (m *monitor) execute(command string, arguments map[string]any, result any) error {
+	return m.executeWith(nil, command, arguments, result)
+}
+
+// executeWith is like execute. It also gives QEMU a descriptor of file, unless that is nil.
+func (m *monitor) executeWith(file *os.File, command string, arguments map[string]any, result any) error {
+	request := map[string]any{"execute": command}
+	if arguments != nil {
+		request["arguments"] = arguments
+	}
+	data, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if file != nil {
+		rights = unix.UnixRights(int(file.Fd()))
+	}
+	if _, _, err := m.conn.WriteMsgUnix(data, rights, nil); err != nil {
 		return fmt.Errorf("send QEMU the command %s: %w", command, connError(err))
 	}
 	for {
@@ -110,7 +131,60 @@ func (m *monitor) next() (message, error) {
 	if err := m.decode.Decode(&msg); err != nil {
 		return msg, fmt.Errorf("read from QEMU: %w", connError(err))
 	}
+	if msg.Event == "MIGRATION" {
+		m.migration = msg.Data.Status
+	}
 	return msg, nil
+}
+
+// prepareMigration makes a migration leave out the memory, which is in a file.
+func (m *monitor) prepareMigration() error {
+	enabled := func(name string) any { return map[string]any{"capability": name, "state": true} }
+	return m.execute("migrate-set-capabilities", map[string]any{"capabilities": []any{enabled("x-ignore-shared"), enabled("events")}}, nil)
+}
+
+// save stops the VM and writes its state, without its memory, to file.
+func (m *monitor) save(file *os.File) error {
+	if err := m.prepareMigration(); err != nil {
+		return err
+	}
+	// Saving takes no descriptor that QEMU has inherited.
+	const name = "state"
+	if err := m.executeWith(file, "getfd", map[string]any{"fdname": name}, nil); err != nil {
+		return err
+	}
+	if err := m.execute("migrate", map[string]any{"uri": "fd:" + name}, nil); err != nil {
+		return err
+	}
+	return m.waitMigrated()
+}
+
+// restore reads the state of the VM from QEMU's descriptor fd, and lets the VM continue. QEMU must have been started with
+// -incoming defer.
+func (m *monitor) restore(fd int) error {
+	if err := m.prepareMigration(); err != nil {
+		return err
+	}
+	if err := m.execute("migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", fd)}, nil); err != nil {
+		return err
+	}
+	if err := m.waitMigrated(); err != nil {
+		return err
+	}
+	return m.execute("cont", nil, nil) // does nothing if the VM runs
+}
+
+// waitMigrated waits until QEMU has saved or restored the VM.
+func (m *monitor) waitMigrated() error {
+	for m.migration != "completed" {
+		if m.migration == "failed" {
+			return errors.New("QEMU could not save or restore the state of the VM")
+		}
+		if _, err := m.next(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // connError says it if err means that QEMU closed the connection, which it does only when it exits.

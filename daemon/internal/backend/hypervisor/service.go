@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
-
 	"github.com/msbd/msbd/daemon/internal/sys/control"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -36,18 +34,27 @@ type Config struct {
 	Programs []string
 	// UIDs are the users of QEMU: each VM has one of its own. No other program of this host may use them.
 	UIDs process.UIDs
-	// Disks returns the paths of the disks of VM id. ok is false if it has none.
-	Disks func(id string) (image, upper string, ok bool)
 	// Kernel is an uncompressed vmlinux with a PVH entry point. The /init of Initrd is the guest agent.
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
 	Accelerator string
-	Log         *slog.Logger
+	// TemplateDir holds the templates, and MaxTemplates is how many of them the Service keeps, each of which takes 100 to 200
+	// MiB of memory and of disk. If it is 0, there are none.
+	TemplateDir  string
+	MaxTemplates int
+	Log          *slog.Logger
 }
 
 // A Service runs VMs for Kata's shims.
 type Service struct {
 	cfg Config
+
+	// tasks are what runs in the background. Their context ends when Serve ends.
+	tasks    sync.WaitGroup
+	lifetime context.Context
+	end      context.CancelFunc
+
+	templates templates
 
 	mu  sync.Mutex
 	vms map[string]*machine
@@ -64,7 +71,7 @@ type Disks struct {
 // A VM describes an existing VM.
 type VM struct {
 	ID string
-	// Shim and QEMU are pids. QEMU is 0 until the VM has been started.
+	// Shim and QEMU are pids. Shim is 0 until the shim has joined the VM. QEMU is 0 until it has been started.
 	Shim, QEMU int
 	VCPUs      int
 	// MemoryMiB is the sandbox's memory, without the headroom for the guest's kernel and agent.
@@ -120,7 +127,22 @@ func New(cfg Config) (*Service, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the VMs' run directory: %w", err)
 	}
-	return &Service{cfg: cfg, vms: make(map[string]*machine)}, nil
+	s := &Service{cfg: cfg, vms: make(map[string]*machine)}
+	if cfg.QEMU != "" && cfg.MaxTemplates > 0 {
+		host, err := hostKey(cfg)
+		if err == nil {
+			err = os.MkdirAll(cfg.TemplateDir, 0o700)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("prepare templates: %w", err)
+		}
+		s.templates.dir, s.templates.max, s.templates.host, s.templates.log = cfg.TemplateDir, cfg.MaxTemplates, host, cfg.Log
+		if err := s.templates.load(); err != nil {
+			return nil, err
+		}
+	}
+	s.lifetime, s.end = context.WithCancel(context.Background())
+	return s, nil
 }
 
 // VMs returns all VMs, sorted by id.
@@ -133,7 +155,7 @@ func (s *Service) VMs() []VM {
 	s.mu.Unlock()
 	vms := make([]VM, 0, len(machines))
 	for _, m := range machines {
-		vms = append(vms, VM{ID: m.ID, Shim: m.Shim.PID, QEMU: m.process(roleQEMU).PID,
+		vms = append(vms, VM{ID: m.ID, Shim: m.shim().PID, QEMU: m.process(roleQEMU).PID,
 			VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, Since: m.Since})
 	}
 	slices.SortFunc(vms, func(a, b VM) int { return strings.Compare(a.ID, b.ID) })
@@ -216,6 +238,9 @@ func (s *Service) adopt(id string, found []*process.Process) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if st.Shim.PID == 0 {
+		return nil, errors.New("its start was interrupted")
+	}
 	shim, err := st.Shim.Open()
 	if err != nil {
 		return nil, err
@@ -225,11 +250,11 @@ func (s *Service) adopt(id string, found []*process.Process) (*machine, error) {
 	}
 	shim.Close()
 	m := newMachine(s.dir(id), st)
-	m.cancelBoot = func(error) {} // its boot is over
+	m.started = true
 	for _, p := range found {
 		// virtiofsd has two processes, and if one exits, so does the other. Either can be recorded.
 		if r, dir := readMark(p.PID); dir == m.dir && m.process(r) == (process.ID{}) {
-			_, _ = m.record(r, p) // fails if it has ended, and then the VM lacks it
+			_ = m.record(r, p) // fails if it has ended, and then the VM lacks it
 		}
 	}
 	return m, nil
@@ -257,6 +282,30 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 		delete(s.vms, id)
 	}
 	return nil
+}
+
+// Cold returns why the VM id, which has started, is not a clone of a template. It is empty if it is one.
+func (s *Service) Cold(id string) (why string) {
+	m := s.lookup(id)
+	if m == nil {
+		return "the VM was removed"
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cold
+}
+
+// SetHostname changes the hostname of the sandbox in the VM id. It returns errdefs.ErrNotFound if there is no such VM, and
+// errdefs.ErrNotImplemented if the VM is one of an earlier version.
+func (s *Service) SetHostname(ctx context.Context, id, hostname string) error {
+	m := s.lookup(id)
+	switch {
+	case m == nil:
+		return fmt.Errorf("change the hostname of VM %q: %w", id, errdefs.ErrNotFound)
+	case m.Disks == nil:
+		return fmt.Errorf("change the hostname of VM %q: it is one of an earlier version of msbd: %w", id, errdefs.ErrNotImplemented)
+	}
+	return s.withControl(ctx, m, func(agent *control.Client) error { return agent.SetHostname(ctx, hostname) })
 }
 
 func (s *Service) lookup(id string) *machine {
@@ -287,44 +336,35 @@ const (
 
 // Serve serves the shims' calls and watches the VMs until ctx ends. The VMs keep running after it returns.
 func (s *Service) Serve(ctx context.Context) error {
+	defer s.tasks.Wait()
+	defer s.end()
+	defer context.AfterFunc(ctx, s.end)()
 	listener, err := s.listen()
 	if err != nil {
 		return err
 	}
-	tasks, ctx := errgroup.WithContext(ctx)
-	sup := supervisor{Service: s, run: func(task func(context.Context)) {
-		tasks.Go(func() error {
-			task(ctx)
-			return nil
-		})
-	}}
-	tasks.Go(func() error {
-		if err := sup.watchAdopted(); err != nil {
-			listener.Close()
-			return err
-		}
-		return sup.serveCalls(ctx, listener)
-	})
-	return tasks.Wait()
+	if err := s.watchAdopted(); err != nil {
+		listener.Close()
+		return err
+	}
+	return s.serveCalls(ctx, listener)
 }
 
-// A supervisor watches the VMs of a Service while Serve runs.
-type supervisor struct {
-	*Service
-	// run runs a task in a goroutine. Serve ends the context when it ends, and waits for the task.
-	run func(task func(context.Context))
+// run runs a task in a goroutine. The task's context ends when Serve ends, which waits for the task.
+func (s *Service) run(task func(context.Context)) {
+	s.tasks.Go(func() { task(s.lifetime) })
 }
 
 // watch calls died once p has exited. It closes p. A nil p stands for a process that has already exited.
-func (sup supervisor) watch(p *process.Process, died func(context.Context)) {
-	sup.run(func(ctx context.Context) {
+func (s *Service) watch(p *process.Process, died func(context.Context)) {
+	s.run(func(ctx context.Context) {
 		if p != nil {
 			defer p.Close()
 			for err := p.Wait(ctx); err != nil; err = p.Wait(ctx) {
 				if ctx.Err() != nil {
 					return
 				}
-				sup.cfg.Log.Warn("could not watch a VM's process; trying again", "pid", p.PID, "err", err)
+				s.cfg.Log.Warn("could not watch a VM's process; trying again", "pid", p.PID, "err", err)
 				select {
 				case <-time.After(watchRetryDelay):
 				case <-ctx.Done():
@@ -340,40 +380,40 @@ func (sup supervisor) watch(p *process.Process, died func(context.Context)) {
 
 // followClock keeps the clock of the guest of m that of this host, until the removal of m begins. A guest of an earlier version,
 // which has no disks, does that itself.
-func (sup supervisor) followClock(m *machine) {
+func (s *Service) followClock(m *machine) {
 	if m.Disks == nil {
 		return
 	}
-	sup.run(func(stop context.Context) {
+	s.run(func(stop context.Context) {
 		ctx, cancel := context.WithCancel(m.gone)
 		defer cancel()
 		defer context.AfterFunc(stop, cancel)()
-		control.Follow(ctx, filepath.Join(m.dir, controlSocket), sup.cfg.Log.With("sandbox", m.ID))
+		control.Follow(ctx, filepath.Join(m.dir, controlSocket), s.cfg.Log.With("sandbox", m.ID))
 	})
 }
 
 // watchAdopted watches the processes of all VMs that Recover adopted.
-func (sup supervisor) watchAdopted() error {
-	sup.mu.Lock()
-	defer sup.mu.Unlock()
-	for _, m := range sup.vms {
+func (s *Service) watchAdopted() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.vms {
 		shim, err := m.Shim.Open()
 		if err != nil {
 			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
-		sup.watchShim(m, shim)
-		sup.adoptLogs(m)
+		s.watchShim(m, shim)
+		s.adoptLogs(m)
 		if err := m.emptyJail(); err != nil { // msbd may have been killed before it did that
-			sup.cfg.Log.Error("removing a VM whose QEMU may see files of the host", "sandbox", m.ID, "err", err)
-			sup.watch(nil, func(ctx context.Context) {
-				if err := sup.Remove(ctx, m.ID); err != nil {
-					sup.cfg.Log.Error("could not remove a VM", "sandbox", m.ID, "err", err)
+			s.cfg.Log.Error("removing a VM whose QEMU may see files of the host", "sandbox", m.ID, "err", err)
+			s.watch(nil, func(ctx context.Context) {
+				if err := s.Remove(ctx, m.ID); err != nil {
+					s.cfg.Log.Error("could not remove a VM", "sandbox", m.ID, "err", err)
 				}
 			})
 			continue
 		}
-		sup.followClock(m)
-		if err := sup.watchProcesses(m); err != nil {
+		s.followClock(m)
+		if err := s.watchProcesses(m); err != nil {
 			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
 	}
@@ -381,26 +421,26 @@ func (sup supervisor) watchAdopted() error {
 }
 
 // watchShim removes the VM when its shim exits.
-func (sup supervisor) watchShim(m *machine, shim *process.Process) {
-	sup.watch(shim, func(ctx context.Context) {
+func (s *Service) watchShim(m *machine, shim *process.Process) {
+	s.watch(shim, func(ctx context.Context) {
 		if m.startRemoval() {
-			sup.cfg.Log.Warn("removing a VM whose shim has exited", "sandbox", m.ID)
+			s.cfg.Log.Warn("removing a VM whose shim has exited", "sandbox", m.ID)
 		}
-		if err := sup.Remove(ctx, m.ID); err != nil {
-			sup.cfg.Log.Error("could not remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
+		if err := s.Remove(ctx, m.ID); err != nil {
+			s.cfg.Log.Error("could not remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
 		}
 	})
 }
 
 // watchProcesses removes the VM when QEMU exits, or the virtiofsd of a VM of an earlier version, without which the guest
 // would hang. The shim notices that the guest is gone, and reports it.
-func (sup supervisor) watchProcesses(m *machine) error {
+func (s *Service) watchProcesses(m *machine) error {
 	for _, role := range m.roles() {
 		p, err := m.process(role).Open()
 		if err != nil {
 			return err
 		}
-		sup.watch(p, func(ctx context.Context) {
+		s.watch(p, func(ctx context.Context) {
 			if !m.startRemoval() {
 				return // it is already being removed
 			}
@@ -408,10 +448,10 @@ func (sup supervisor) watchProcesses(m *machine) error {
 			if outOfMemory(m.ID) {
 				words = "QEMU was killed because it reached its memory limit" + words
 			}
-			sup.cfg.Log.Error("removing a VM whose process has exited", "sandbox", m.ID, "process", role,
-				"console", sup.keepConsole(m), "last_words", words)
-			if err := sup.Remove(ctx, m.ID); err != nil {
-				sup.cfg.Log.Error("could not remove a VM whose process has exited", "sandbox", m.ID, "err", err)
+			s.cfg.Log.Error("removing a VM whose process has exited", "sandbox", m.ID, "process", role,
+				"console", s.keepConsole(m), "last_words", words)
+			if err := s.Remove(ctx, m.ID); err != nil {
+				s.cfg.Log.Error("could not remove a VM whose process has exited", "sandbox", m.ID, "err", err)
 			}
 		})
 	}

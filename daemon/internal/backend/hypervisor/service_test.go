@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -112,14 +111,20 @@ func TestRemoveWhileBooting(t *testing.T) {
 	}
 	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
-	s := startShim(t, cfg.Socket, id)
+	s := h.start(t, id)
 	s.mustCall(t, "CreateVM")
 	started := make(chan error, 1)
 	go func() {
 		_, err := s.call("StartVM")
 		started <- err
 	}()
-	waitUntil(t, "QEMU runs", func() bool { return h.VMs()[0].QEMU != 0 })
+	m := h.lookup(id)
+	waitUntil(t, "QEMU runs", func() bool { return m.process(roleQEMU).PID != 0 })
+	waitUntil(t, "the shim waits for it", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.started
+	})
 	if err := h.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
@@ -133,8 +138,7 @@ func TestRemoveWhileBooting(t *testing.T) {
 func TestRemoveKillsUnmarkedChildren(t *testing.T) {
 	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
-	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
-	m := h.lookup(id)
+	m := h.join(t, id)
 	child := exec.Command("/bin/sleep", "1000")
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
@@ -154,8 +158,7 @@ func TestRemoveKillsUnmarkedChildren(t *testing.T) {
 func TestRemoveTimesOut(t *testing.T) {
 	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
-	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
-	m := h.lookup(id)
+	m := h.join(t, id)
 	m.busy <- struct{}{}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -271,6 +274,9 @@ func TestRecoverRemovesLeftovers(t *testing.T) {
 		"state of another VM": func(t *testing.T, dir string) {
 			writeFile(t, filepath.Join(dir, stateFile), `{"id":"other","shim":{"pid":1}}`)
 		},
+		"no shim": func(t *testing.T, dir string) {
+			writeFile(t, filepath.Join(dir, stateFile), `{"id":"`+filepath.Base(dir)+`","shim":{"pid":0}}`)
+		},
 		// The pid exists, but belongs to a process that started later.
 		"reused pid": func(t *testing.T, dir string) {
 			writeFile(t, filepath.Join(dir, stateFile), `{"id":"`+filepath.Base(dir)+`","shim":{"pid":1,"start":1}}`)
@@ -335,9 +341,8 @@ func TestPlantedProcesses(t *testing.T) {
 				}
 			}
 			plant() // with smaller pids than the VM's processes
-			startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
+			m := h.join(t, id)
 			real := map[role]*exec.Cmd{}
-			m := h.lookup(id)
 			m.Disks, m.UID = nil, 0
 			if err := writeState(m.dir, m.state); err != nil {
 				t.Fatal(err)
@@ -431,18 +436,8 @@ func TestConsoleIsBounded(t *testing.T) {
 	cfg.QEMU = qemu
 	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
-	startShim(t, cfg.Socket, id).mustCall(t, "CreateVM")
-	m := h.lookup(id)
-	// StartVM would wait for the guest's agent, so start QEMU here. sup is the supervisor of a Service that runs until stop
-	// is called.
-	var tasks sync.WaitGroup
-	supervise := func() (sup supervisor, stop func()) {
-		ctx, cancel := context.WithCancel(t.Context())
-		run := func(task func(context.Context)) { tasks.Go(func() { task(ctx) }) }
-		return supervisor{h.Service, run}, func() { cancel(); tasks.Wait() }
-	}
-	sup, stop := supervise()
-	if err := sup.launch(m); err != nil {
+	m := h.join(t, id)
+	if err := h.launch(m, memory{}); err != nil {
 		t.Fatal(err)
 	}
 	console := filepath.Join(h.dir(id), consoleLog)
@@ -474,21 +469,19 @@ func TestConsoleIsBounded(t *testing.T) {
 		fmt.Sscan(fields[12], &n)
 		return n
 	}
-	stop()
+	h.stop()
 	last, first := size(), ticks()
 	waitUntil(t, "the guest has tried to write more", func() bool { return ticks() > first+10 })
 	if n := size(); n != last {
 		t.Errorf("without a Service, the console log grew from %d to %d bytes", last, n)
 	}
-	sup, stop = supervise()
-	sup.adoptLogs(m)
+	h, _ = startService(t, cfg)
 	if n := biggest(); n > MaxLogSize {
 		t.Errorf("after a restart the console log had %d bytes, want at most %d", n, MaxLogSize)
 	}
 	if err := h.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	stop()
 }
 
 // A Service without programs manages the VMs of an earlier Service, and starts none.
@@ -504,8 +497,7 @@ func TestServiceWithoutPrograms(t *testing.T) {
 		t.Fatalf("Recover = %+v", recovery)
 	}
 	checkHealth(t, health)
-	_, err := startShim(t, cfg.Socket, "other").call("CreateVM")
-	wantError(t, err, "not configured to run VMs")
+	wantError(t, h.Start(t.Context(), testSpec(cfg, "other")), "not configured to run VMs")
 	s.mustCall(t, "StopVM")
 	if !h.isRemoved(t, id) {
 		t.Error("StopVM did not remove the VM completely")
@@ -517,7 +509,7 @@ func failBoot(t *testing.T, cfg Config) error {
 	t.Helper()
 	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
-	s := startShim(t, cfg.Socket, id)
+	s := h.start(t, id)
 	s.mustCall(t, "CreateVM")
 	_, err := s.call("StartVM")
 	if !h.isRemoved(t, id) {

@@ -29,9 +29,17 @@ type stream struct {
 	once    sync.Once
 }
 
-// Attach implements sandbox.Runtime. It runs `portal connect` or `portal transfer ID` in the sandbox, which connects its standard
+// Attach implements sandbox.Runtime. On the hypervisor service it connects to the guest over the sandbox's network. In other
+// sandboxes, which are those of Kata's own driver and of earlier versions, it runs `portal connect` or `portal transfer ID` in the sandbox, which connects its standard
 // streams to the portal. With connect, the portal then closes the connection of an earlier daemon, if there is one.
 func (r *Runtime) Attach(ctx context.Context, id, transfer string) (io.ReadWriteCloser, error) {
+	conn, err := r.VMs.DialPortal(ctx, id, transfer)
+	if err == nil {
+		return conn, nil
+	}
+	if !errdefs.IsNotFound(err) && !errdefs.IsNotImplemented(err) {
+		return nil, err
+	}
 	if transfer == "" {
 		r.drainAbandoned(id)
 	}

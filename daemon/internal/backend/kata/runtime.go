@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"github.com/containerd/containerd"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/cio"
+	"github.com/containerd/containerd/containers"
 	"github.com/containerd/containerd/mount"
 	"github.com/containerd/containerd/oci"
 	"github.com/containerd/containerd/snapshots"
@@ -57,6 +59,20 @@ const (
 // The runtime always calls it, because VMs that the service started may still run after the server's configuration
 // changed.
 type VMs interface {
+	// Start begins to start a microVM. Kata's shim then joins it.
+	Start(ctx context.Context, vm hypervisor.Spec) error
+	// Cold returns why the microVM id, which has started, is not a clone of a template. It is empty if it is one.
+	Cold(id string) (why string)
+	// DialPortal connects to the portal in the microVM id. It returns errdefs.ErrNotFound or errdefs.ErrNotImplemented if that
+	// is not possible over a network.
+	DialPortal(ctx context.Context, id, transfer string) (net.Conn, error)
+	// SetHostname changes the hostname of the sandbox in the microVM id.
+	SetHostname(ctx context.Context, id, hostname string) error
+	// TemplateBuilt returns when the template was built of which the microVM can be a clone. It is the zero time if there is
+	// none.
+	TemplateBuilt(vm hypervisor.Spec) (time.Time, error)
+	// BuildTemplate builds the template of which the microVM can be a clone.
+	BuildTemplate(ctx context.Context, vm hypervisor.Spec) error
 	// IDs returns the ids of the microVMs that the service runs or has not removed completely.
 	IDs() []string
 	// Remove ends the microVM id, and removes its processes and files that belong to the service. It returns nil if id
@@ -96,6 +112,8 @@ type Config struct {
 	RunDir string
 	VMs    VMs
 	Disks  Disks
+	// MaxTemplates is how many templates the runtime keeps.
+	MaxTemplates int
 	// Image returns the image that a client calls name, or errdefs.ErrNotFound.
 	Image func(ctx context.Context, name string) (containerd.Image, error)
 	Log   *slog.Logger
@@ -108,6 +126,7 @@ type Runtime struct {
 	hostConfig kataconf.Config // the content of Settings.Config, if that is set
 	syslog     syslogSink
 	disk       *diskMeter
+	templates  wantedTemplates
 
 	mu       sync.Mutex
 	removing map[string]bool // ids of sandboxes that Remove is removing
@@ -117,7 +136,8 @@ var _ sandbox.Runtime = (*Runtime)(nil)
 
 // New checks or writes the shims' configuration and returns a Runtime. Call Close when it is no longer needed.
 func New(cfg Config) (*Runtime, error) {
-	r := &Runtime{Config: cfg, kataConfig: cfg.Settings.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
+	r := &Runtime{Config: cfg, kataConfig: cfg.Settings.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{},
+		templates: wantedTemplates{wake: make(chan struct{}, 1)}}
 	if _, err := os.Stat(cfg.Shim); err != nil {
 		return nil, fmt.Errorf("find Kata's shim: %w", err)
 	}
@@ -176,22 +196,33 @@ func (r *Runtime) ResolveImage(ctx context.Context, name string) (digest string,
 	return image.Target().Digest.String(), nil
 }
 
+// SetHostname implements sandbox.Runtime. Kata's own driver cannot do it.
+func (r *Runtime) SetHostname(ctx context.Context, id, hostname string) error {
+	return r.VMs.SetHostname(ctx, id, hostname)
+}
+
 // Start implements sandbox.Runtime.
 func (r *Runtime) Start(ctx context.Context, id string, t sandbox.Template, hostname string) (sandbox.Origin, error) {
-	return sandbox.Origin{From: sandbox.Cold, Why: "this server has no templates"},
-		r.start(ctx, id, sandbox.Config{Template: t, Binding: sandbox.Binding{Hostname: hostname}})
-}
-
-// SetHostname implements sandbox.Runtime.
-func (r *Runtime) SetHostname(context.Context, string, string) error {
-	return fmt.Errorf("change the hostname of a running microVM: %w", errdefs.ErrNotImplemented)
-}
-
-func (r *Runtime) start(ctx context.Context, id string, cfg sandbox.Config) error {
-	image, err := r.Image(ctx, cfg.Image)
-	if err != nil {
-		return err
+	image, err := r.Image(ctx, t.Image)
+	if err == nil {
+		err = r.start(ctx, id, t, hostname, image)
 	}
+	switch {
+	case err != nil:
+		return sandbox.Origin{}, err
+	case !r.Settings.UsesDisks():
+		return sandbox.Origin{From: sandbox.Cold, Why: "Kata's own driver has no templates"}, nil
+	}
+	why := r.VMs.Cold(id)
+	t.Image = image.Name() // the full name; clients may use a shorter one
+	r.templates.started(t, why != "")
+	if why != "" {
+		return sandbox.Origin{From: sandbox.Cold, Why: why}, nil
+	}
+	return sandbox.Origin{From: sandbox.FromTemplate}, nil
+}
+
+func (r *Runtime) start(ctx context.Context, id string, t sandbox.Template, hostname string, image containerd.Image) error {
 	if err := r.syslog.ensure(); err != nil {
 		return err
 	}
@@ -204,7 +235,7 @@ func (r *Runtime) start(ctx context.Context, id string, cfg sandbox.Config) erro
 	if r.Settings.UsesDisks() {
 		root = r.diskRoot
 	}
-	opts, err := root(ctx, id, cfg, image)
+	opts, err := root(ctx, id, t, hostname, image)
 	if err != nil {
 		return err
 	}
@@ -228,13 +259,26 @@ func (r *Runtime) start(ctx context.Context, id string, cfg sandbox.Config) erro
 	})
 }
 
-// diskRoot makes the disks of a sandbox. The hypervisor service connects them, and the guest's agent makes the root of
-// the container of them. containerd sees a container without a root file system.
-func (r *Runtime) diskRoot(ctx context.Context, id string, cfg sandbox.Config, image containerd.Image) ([]containerd.NewContainerOpts, error) {
-	create := func() error {
-		disk, err := r.Disks.BuildImage(ctx, image, nil) // ResolveImage has made it
+// diskRoot makes the disks of a sandbox and begins to start its microVM. The hypervisor service connects the disks, and the
+// guest's agent makes the root of the container of them. containerd sees a container without a root file system.
+func (r *Runtime) diskRoot(ctx context.Context, id string, t sandbox.Template, hostname string, image containerd.Image) ([]containerd.NewContainerOpts, error) {
+	vm, err := r.prepareVM(ctx, id, t, hostname, image)
+	if err == nil {
+		err = r.VMs.Start(ctx, vm)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []containerd.NewContainerOpts{containerd.WithSpec(vm.Container)}, nil
+}
+
+// prepareVM makes the disks of a microVM, and returns its description.
+func (r *Runtime) prepareVM(ctx context.Context, id string, t sandbox.Template, hostname string, image containerd.Image) (hypervisor.Spec, error) {
+	var chain digest.Digest
+	create := func() (err error) {
+		chain, err = r.Disks.BuildImage(ctx, image, nil) // ResolveImage has made it
 		if err == nil {
-			err = r.Disks.Create(id, disk, cfg.DiskMiB)
+			err = r.Disks.Create(id, chain, t.DiskMiB)
 		}
 		return err
 	}
@@ -243,17 +287,27 @@ func (r *Runtime) diskRoot(ctx context.Context, id string, cfg sandbox.Config, i
 		err = create()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create the sandbox's disks: %w", err)
+		return hypervisor.Spec{}, fmt.Errorf("create the sandbox's disks: %w", err)
 	}
-	spec := slices.Concat(
+	spec, err := oci.GenerateSpec(ctx, r.Client, &containers.Container{ID: id, Image: image.Name()}, slices.Concat(
 		[]oci.SpecOpts{oci.WithRootFSPath(r.Disks.Accounts(id))}, // where containerd looks for the image's users
-		r.spec(id, cfg, image),
-		[]oci.SpecOpts{oci.WithRootFSPath("rootfs"), oci.WithAnnotations(map[string]string{rootAnnotation: rootFromDisks})})
-	return []containerd.NewContainerOpts{containerd.WithNewSpec(spec...)}, nil
+		r.spec(id, t, hostname, image),
+		[]oci.SpecOpts{oci.WithRootFSPath("rootfs"), oci.WithAnnotations(map[string]string{rootAnnotation: rootFromDisks})})...)
+	if err != nil {
+		return hypervisor.Spec{}, fmt.Errorf("create the container's spec: %w", err)
+	}
+	imageDisk, upper, ok := r.Disks.Find(id)
+	if !ok {
+		return hypervisor.Spec{}, errors.New("the sandbox's disks were removed")
+	}
+	return hypervisor.Spec{
+		ID: id, VCPUs: t.CPUs, MemoryMiB: t.MemoryMiB, Image: chain.Encoded(), Container: spec,
+		Disks: hypervisor.Disks{Image: imageDisk, Upper: upper},
+	}, nil
 }
 
 // snapshotRoot makes a snapshot of the image, which Kata's own driver shares with the guest.
-func (r *Runtime) snapshotRoot(ctx context.Context, id string, cfg sandbox.Config, image containerd.Image) ([]containerd.NewContainerOpts, error) {
+func (r *Runtime) snapshotRoot(ctx context.Context, id string, t sandbox.Template, hostname string, image containerd.Image) ([]containerd.NewContainerOpts, error) {
 	// Usually unpacked by its import; but not if the server used disks then.
 	if err := image.Unpack(ctx, ctrd.Snapshotter); err != nil {
 		return nil, fmt.Errorf("unpack the image: %w", err)
@@ -261,7 +315,7 @@ func (r *Runtime) snapshotRoot(ctx context.Context, id string, cfg sandbox.Confi
 	return []containerd.NewContainerOpts{
 		containerd.WithSnapshotter(ctrd.Snapshotter),
 		containerd.WithNewSnapshot(id, image),
-		containerd.WithNewSpec(r.spec(id, cfg, image)...),
+		containerd.WithNewSpec(r.spec(id, t, hostname, image)...),
 	}, nil
 }
 

@@ -25,7 +25,10 @@ import (
 )
 
 // fakeVMs is a fake hypervisor service.
-type fakeVMs struct{ vms map[string]bool }
+type fakeVMs struct {
+	VMs // for the methods that these tests do not need
+	vms map[string]bool
+}
 
 func (s fakeVMs) IDs() (ids []string) {
 	for id := range s.vms {
@@ -44,7 +47,7 @@ func startRuntime(t *testing.T) (*Runtime, fakeVMs, *ctrd.Private) {
 	t.Helper()
 	private, client := containerdtest.Start(t)
 	dir := filepath.Dir(private.Address)
-	vms := fakeVMs{map[string]bool{}}
+	vms := fakeVMs{vms: map[string]bool{}}
 	disks, err := disk.New(filepath.Join(dir, "disks"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -196,7 +196,7 @@ func TestSizing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		annotations, quota := r.sizing(sandbox.Config{Template: sandbox.Template{CPUs: 3, MemoryMiB: 512}})
+		annotations, quota := r.sizing(sandbox.Template{CPUs: 3, MemoryMiB: 512})
 		if annotations[cpus] != tt.cpus || annotations[memory] != tt.memory || quota != tt.quota {
 			t.Errorf("%s: %v, %v", name, annotations, quota)
 		}

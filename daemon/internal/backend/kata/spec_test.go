@@ -45,7 +45,7 @@ func TestCapabilities(t *testing.T) {
 	}
 	spec.Root.Path = root
 	defaults := slices.Clone(spec.Process.Capabilities.Bounding)
-	if err := oci.ApplyOpts(ctx, nil, container, spec, r.spec("sandbox", sandbox.Config{CPUs: 1, MemoryMiB: 512}, emptyImage{})...); err != nil {
+	if err := oci.ApplyOpts(ctx, nil, container, spec, r.spec("sandbox", sandbox.Template{CPUs: 1, MemoryMiB: 512}, "", emptyImage{})...); err != nil {
 		t.Fatal(err)
 	}
 	want := slices.DeleteFunc(defaults, func(c string) bool { return c == "CAP_NET_RAW" })

@@ -103,6 +103,8 @@ type Config struct {
 	// QEMUUsers is the range of the user ids that QEMU runs as, FIRST-LAST. If it is empty, the range is derived from
 	// RunDir. Use QEMUUIDs.
 	QEMUUsers string
+	// MaxTemplates is how many templates of microVMs are kept; 0 means none.
+	MaxTemplates int
 	// QEMU and Virtiofsd are the paths of these programs. If empty, msbd searches for the distribution's programs.
 	QEMU      string
 	Virtiofsd string
@@ -171,6 +173,7 @@ func Default() Config {
 		DefaultMemoryMiB: 512,
 		DefaultDiskMiB:   4096,
 		MaxDiskMiB:       64 << 10,
+		MaxTemplates:     4,
 		PoolMin:          1,
 		PoolMax:          4,
 		MaxRunTime:       time.Hour,
@@ -237,6 +240,7 @@ func (c Config) validate(namespace func(string) error) error {
 		"default-cpus %d: must be from 1 to max-cpus, %d", c.DefaultCPUs, c.MaxCPUs)
 	check(c.DefaultMemoryMiB >= MinMemoryMiB && c.DefaultMemoryMiB <= max(MinMemoryMiB, c.MaxMemoryMiB),
 		"default-memory-mib %d: must be from %d to max-memory-mib, %d", c.DefaultMemoryMiB, MinMemoryMiB, c.MaxMemoryMiB)
+	check(c.MaxTemplates >= 0, "max-templates %d: must not be negative", c.MaxTemplates)
 	check(c.MaxDiskMiB >= MinDiskMiB, "max-disk-mib %d: must be at least %d", c.MaxDiskMiB, MinDiskMiB)
 	check(c.DefaultDiskMiB >= MinDiskMiB && c.DefaultDiskMiB <= max(MinDiskMiB, c.MaxDiskMiB),
 		"default-disk-mib %d: must be from %d to max-disk-mib, %d", c.DefaultDiskMiB, MinDiskMiB, c.MaxDiskMiB)

@@ -120,7 +120,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 		"max-run-time": "7s", "max-cpus": "3", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
 		"default-disk-mib": "600", "max-disk-mib": "7000", "pool-min": "2", "pool-max": "7", "pool-memory-mib": "900",
 		"default-image": "other", "audit-segment-mib": "3", "max-connections": "9", "requests-per-second": "2.5",
-		"total-sandboxes": "3", "total-memory-mib": "700",
+		"total-sandboxes": "3", "total-memory-mib": "700", "max-templates": "3",
 		"qemu-users": "7-9", "quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-disk-mib": "3", "quota-runs": "3",
 		"trusted-proxies": "127.0.0.1, 10.1.0.0/24",
 		"acme-domains":    "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",

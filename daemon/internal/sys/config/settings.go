@@ -86,6 +86,7 @@ var Settings = []Setting{
 	text("accelerator", "`NAME` of the accelerator of the guests: auto, kvm or tcg (emulation)", func(c *Config) *string { return &c.Accelerator }),
 	text("qemu", "`PATH` of QEMU (default: found on the host)", func(c *Config) *string { return &c.QEMU }),
 	text("qemu-users", "user ids `FIRST-LAST` that QEMU runs as, one for each sandbox, which nothing else on the host uses (default: 65536 ids derived from run-dir)", func(c *Config) *string { return &c.QEMUUsers }),
+	integer("max-templates", "maximum number `N` of saved microVMs from which sandboxes start in less time than from a boot, one for each image and size of a sandbox, each with 100 to 200 MiB of memory and disk; 0 means none; not with Kata's own driver", func(c *Config) *int { return &c.MaxTemplates }),
 	text("virtiofsd", "`PATH` of virtiofsd, which only Kata's own driver needs (default: found on the host)", func(c *Config) *string { return &c.Virtiofsd }),
 	text("containerd", "`SOCKET` of a containerd to use instead of a private one", func(c *Config) *string { return &c.Containerd }),
 	text("log-level", "minimum `LEVEL` to log: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),

@@ -1,0 +1,200 @@
+package hypervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
+	"github.com/msbd/msbd/daemon/internal/sys/control"
+)
+
+// templateContainerID is the id of the container in a template. By it the guest's agent recognizes, in a clone, that the next
+// container takes over this one (guest/agent/adopt.go).
+const templateContainerID = "template"
+
+// hangUp is how long a guest has to notice that msbd has disconnected from its agent, before it is saved. A guest that has not
+// noticed it by then drops the connection when it gets its token.
+const hangUp = 300 * time.Millisecond
+
+// TemplateBuilt returns when the template for spec was built. It is the zero time if there is no such template.
+func (s *Service) TemplateBuilt(spec Spec) (time.Time, error) {
+	key, err := s.templateKey(spec)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return s.templates.built(key), nil
+}
+
+// PruneTemplates removes all templates except those of the images keep. An image is identified as in Spec.Image.
+func (s *Service) PruneTemplates(keep []string) { s.templates.prune(keep) }
+
+// BuildTemplate builds the template for spec, and replaces an older one. It starts a VM with the id and the disks of spec, and
+// removes it before it returns. No other VM may have this id or these disks. The writable disk must be empty. The caller
+// removes the disks.
+func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
+	key, err := s.templateKey(spec)
+	if err != nil {
+		return fmt.Errorf("build a template: %w", err)
+	}
+	m, err := s.create(spec)
+	if err == nil {
+		err = s.add(m)
+	}
+	if err != nil {
+		return fmt.Errorf("build a template: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("build a template: %w%s", err, m.lastWords())
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
+		defer cancel()
+		err = errors.Join(err, s.Remove(ctx, spec.ID))
+	}()
+	if err := s.makeDir(m); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if !m.claimBoot(cancel) {
+		return errRemoved
+	}
+	defer func() { <-m.busy }()
+	meta := templateMeta{Key: key, Host: s.templates.host, Image: spec.Image, Built: time.Now()}
+	t := &template{}
+	if t.memory, err = newMemFile(memoryFile, int64(m.guestMemoryMiB())<<20); err != nil {
+		return err
+	}
+	if t.state, err = newMemFile(rawState, 0); err != nil {
+		t.memory.Close()
+		return err
+	}
+	if err := s.fillTemplate(ctx, m, spec, meta, t); err != nil {
+		t.close()
+		return err
+	}
+	return nil
+}
+
+// fillTemplate boots the VM m, creates the container of spec in it, waits until the portal is ready, and saves the VM to t. Then
+// it stores t and makes it usable, and t belongs to s.templates. On error, t belongs to the caller.
+func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, meta templateMeta, t *template) error {
+	if err := s.boot(ctx, m, memory{file: t.memory}); err != nil {
+		return err
+	}
+	if err := createContainer(ctx, filepath.Join(m.dir, agentSocket), spec.Container); err != nil {
+		return err
+	}
+	if err := s.withControl(ctx, m, func(agent *control.Client) error { return agent.AwaitPortal(ctx) }); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(hangUp):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	monitor, err := dialMonitor(ctx, filepath.Join(m.dir, monitorSocket))
+	if err != nil {
+		return err
+	}
+	defer monitor.close()
+	if err := monitor.save(t.state); err != nil {
+		return err
+	}
+	if err := m.quit(ctx, monitor); err != nil {
+		return err
+	}
+	if err := errors.Join(seal(t.memory), seal(t.state)); err != nil {
+		return err
+	}
+	upper, err := os.Open(m.Disks.Upper)
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	if t.upper, err = disk.ReadExtents(upper, maxDiskData); err != nil {
+		return err
+	}
+	return s.templates.add(ctx, meta, t, upper)
+}
+
+// quit ends the QEMU of m and waits until it has exited. Only then can the template's memory be sealed.
+func (m *machine) quit(ctx context.Context, monitor *monitor) error {
+	qemu, err := m.process(roleQEMU).Open()
+	if err != nil || qemu == nil {
+		return err
+	}
+	defer qemu.Close()
+	_ = monitor.execute("quit", nil, nil) // QEMU may exit before it answers
+	if err := qemu.Wait(ctx); err != nil {
+		return fmt.Errorf("wait until QEMU has exited: %w", err)
+	}
+	return nil
+}
+
+// createContainer creates a sandbox and its container, with the same calls of the guest's agent as Kata's shim. socket is the
+// path of QEMU's socket for the agent's port.
+func createContainer(ctx context.Context, socket string, container *specs.Spec) error {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return fmt.Errorf("connect to the guest's agent: %w", err)
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	agent := pb.NewAgentServiceClient(client)
+	spec, err := agentSpec(container)
+	if err != nil {
+		return err
+	}
+	if _, err := agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{SandboxId: templateContainerID, Hostname: container.Hostname}); err != nil {
+		return fmt.Errorf("create the sandbox in the guest: %w", err)
+	}
+	if _, err := agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: templateContainerID, ExecId: templateContainerID, OCI: spec}); err != nil {
+		return fmt.Errorf("create the container in the guest: %w", err)
+	}
+	if _, err := agent.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: templateContainerID}); err != nil {
+		return fmt.Errorf("start the container in the guest: %w", err)
+	}
+	return nil
+}
+
+// agentSpec returns the spec that Kata's shim sends to the agent for container. It must be equal in all clones and in the
+// template: the agent refuses a clone's container that differs. It follows constrainGRPCSpec and handlePidNamespace of
+// kata-containers (src/runtime/virtcontainers/kata_agent.go).
+func agentSpec(container *specs.Spec) (*pb.Spec, error) {
+	data, err := json.Marshal(container) // the conversion changes its argument
+	if err != nil {
+		return nil, err
+	}
+	var own specs.Spec
+	if err := json.Unmarshal(data, &own); err != nil {
+		return nil, err
+	}
+	spec, err := pb.OCItoGRPC(&own)
+	if err != nil {
+		return nil, err
+	}
+	spec.Hooks = nil
+	spec.Linux.Seccomp = nil
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns *pb.LinuxNamespace) bool {
+		return slices.Contains([]specs.LinuxNamespaceType{specs.CgroupNamespace, specs.NetworkNamespace, specs.PIDNamespace}, specs.LinuxNamespaceType(ns.Type))
+	})
+	if r := spec.Linux.Resources; r != nil {
+		r.Devices, r.Pids, r.BlockIO, r.Network = nil, nil, nil, nil
+		if r.CPU != nil {
+			r.CPU.Cpus, r.CPU.Mems = "", ""
+		}
+	}
+	return spec, nil
+}

@@ -1,0 +1,183 @@
+package hypervisor
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// makeDisks makes disks for VM id: an image with empty directories, and an empty disk.
+func makeDisks(t *testing.T, cfg Config, id string) Disks {
+	t.Helper()
+	dir := filepath.Dir(cfg.Dir)
+	root := filepath.Join(dir, "root")
+	disks := Disks{Image: filepath.Join(dir, "image.erofs"), Upper: filepath.Join(dir, id+".ext4")}
+	commands := [][]string{{"/sbin/mkfs.ext4", "-q", "-O", "^has_journal", disks.Upper, "64M"}}
+	if missing(disks.Image) {
+		for _, name := range []string{"etc", "tmp"} {
+			if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commands = append(commands, []string{"mkfs.erofs", "--quiet", disks.Image, root})
+	}
+	for _, args := range commands {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	return disks
+}
+
+// diskSpec returns the description of VM id, whose container runs the portal.
+func diskSpec(t *testing.T, cfg Config, id string) Spec {
+	t.Helper()
+	spec := testSpec(cfg, id)
+	spec.Disks = makeDisks(t, cfg, id)
+	spec.Image = "image"
+	spec.Container = &specs.Spec{
+		Version:  "1.1.0",
+		Hostname: "host-" + id[len(id)-4:],
+		Root:     &specs.Root{Path: "rootfs"},
+		Process:  &specs.Process{Args: []string{"/.msb-portal", "serve"}, Cwd: "/", Env: []string{"PATH=/bin"}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+			{Destination: "/.msb-portal", Type: "msb-guest", Source: "/msb-portal", Options: []string{"ro"}},
+		},
+		Annotations: map[string]string{"msb.root": "disks", "msb.test": id},
+		Linux:       &specs.Linux{CgroupsPath: "/msb/" + id, Resources: &specs.LinuxResources{}, Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}}},
+	}
+	return spec
+}
+
+// startSandbox starts a VM with its shim, and its container, as Kata's shim does.
+func (h *testService) startSandbox(t *testing.T, spec Spec) {
+	t.Helper()
+	if err := h.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	s := startShim(t, h.cfg.Socket, spec.ID)
+	path := s.mustCall(t, "CreateVM")
+	s.mustCall(t, "StartVM")
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	t.Cleanup(func() { client.Close() })
+	checkHealth(t, agent.NewHealthClient(client))
+	guest := agent.NewAgentServiceClient(client)
+	container, err := agentSpec(spec.Container)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if _, err := guest.CreateSandbox(ctx, &agent.CreateSandboxRequest{SandboxId: spec.ID, Hostname: spec.Container.Hostname}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guest.CreateContainer(ctx, &agent.CreateContainerRequest{ContainerId: spec.ID, ExecId: spec.ID, OCI: container}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guest.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: spec.ID}); err != nil {
+		t.Fatal(err)
+	}
+	// The container has the id of the sandbox, and runs.
+	if _, err := guest.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: spec.ID}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := guest.GetGuestDetails(ctx, &agent.GuestDetailsRequest{})
+	if err != nil {
+		t.Fatalf("%v, %v", resp, err)
+	}
+}
+
+// A VM is a clone of a template that was built for another one, also after a restart of msbd. If the template cannot be
+// restored, the VM boots, and the template is removed.
+func TestTemplate(t *testing.T) {
+	cfg := newConfig(t)
+	cfg.TemplateDir, cfg.MaxTemplates = filepath.Join(filepath.Dir(cfg.Dir), "templates"), 2
+	h, _ := startService(t, cfg)
+	id := newVM(t, cfg)
+	build := diskSpec(t, cfg, id)
+	if built, err := h.TemplateBuilt(build); err != nil || !built.IsZero() {
+		t.Fatalf("there is a template of %v, %v", built, err)
+	}
+	start := time.Now()
+	if err := h.BuildTemplate(t.Context(), build); err != nil {
+		t.Fatalf("%v\n%s", err, h.log)
+	}
+	t.Logf("built in %v", time.Since(start))
+	if !h.isRemoved(t, id) {
+		t.Error("the VM of the template was not removed completely")
+	}
+	for _, restarted := range []bool{false, true} {
+		if restarted {
+			h.stop()
+			h, _ = startService(t, cfg)
+			waitUntil(t, "the template is loaded", func() bool {
+				built, err := h.TemplateBuilt(build)
+				return err == nil && !built.IsZero()
+			})
+		}
+		for range 2 {
+			id := newVM(t, cfg)
+			start := time.Now()
+			h.startSandbox(t, diskSpec(t, cfg, id))
+			t.Logf("restored in %v", time.Since(start))
+			if why := h.Cold(id); why != "" {
+				t.Errorf("the VM is no clone: %s\n%s", why, h.log)
+			}
+		}
+	}
+	if log := h.log.String(); log != "" {
+		t.Errorf("log: %s", log)
+	}
+
+	// A state that QEMU cannot read.
+	broken, err := newMemFile(rawState, 1<<16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.templates.known[0].state = broken
+	for i := range maxTemplateFailures {
+		id := newVM(t, cfg)
+		h.startSandbox(t, diskSpec(t, cfg, id))
+		if why := h.Cold(id); !strings.Contains(why, "could not be restored") {
+			t.Errorf("the VM of the template that cannot be restored: %q\n%s", why, h.log)
+		}
+		built, err := h.TemplateBuilt(build)
+		if removed := built.IsZero(); removed != (i+1 == maxTemplateFailures) || err != nil {
+			t.Errorf("after %d failures the template is removed: %v, %v", i+1, removed, err)
+		}
+	}
+	if entries, err := os.ReadDir(cfg.TemplateDir); err != nil || len(entries) != 0 {
+		t.Errorf("files of templates: %v, %v", entries, err)
+	}
+}
+
+// The id of a VM whose template cannot be built is free again, and nothing remains of it.
+func TestTemplateBuildFails(t *testing.T) {
+	cfg := newConfig(t)
+	cfg.TemplateDir, cfg.MaxTemplates = filepath.Join(filepath.Dir(cfg.Dir), "templates"), 2
+	h, _ := startService(t, cfg)
+	id := newVM(t, cfg)
+	spec := diskSpec(t, cfg, id)
+	spec.Container.Process.Cwd = "/missing\x00"
+	wantError(t, h.BuildTemplate(t.Context(), spec), "build a template", "start the container in the guest")
+	if !h.isRemoved(t, id) {
+		t.Error("the VM was not removed completely")
+	}
+	if entries, err := os.ReadDir(cfg.TemplateDir); err != nil || len(entries) != 0 {
+		t.Errorf("files of templates: %v, %v", entries, err)
+	}
+}

@@ -1,0 +1,262 @@
+package hypervisor
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const testHost = "this host"
+
+// newTemplates returns templates in a directory of the test.
+func newTemplates(t *testing.T, limit int) *templates {
+	t.Helper()
+	return &templates{dir: t.TempDir(), max: limit, host: testHost, log: slog.New(slog.DiscardHandler)}
+}
+
+// testMemory is the memory of a template: a block, a hole, some zeros, and a block that is not aligned.
+func testMemory() []byte {
+	memory := make([]byte, 1<<20+100)
+	copy(memory, strings.Repeat("kernel ", 10_000))
+	copy(memory[700_000:], strings.Repeat("page ", 30_000))
+	copy(memory[1<<20:], "the end")
+	return memory
+}
+
+// add stores a template and makes it usable.
+func addTemplate(t *testing.T, ts *templates, key string) {
+	t.Helper()
+	made := &template{}
+	for name, f := range map[string]struct {
+		to   **os.File
+		data []byte
+	}{memoryFile: {&made.memory, testMemory()}, rawState: {&made.state, []byte("state of " + key)}} {
+		file, err := newMemFile(name, int64(len(f.data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(f.data); i += 4096 { // leave holes
+			if page := f.data[i:min(i+4096, len(f.data))]; bytes.Trim(page, "\x00") != nil {
+				if _, err := file.WriteAt(page, int64(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := seal(file); err != nil {
+			t.Fatal(err)
+		}
+		*f.to = file
+	}
+	upper, err := os.Create(filepath.Join(t.TempDir(), "upper"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upper.Close()
+	if _, err := upper.WriteAt([]byte("disk of "+key), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := ts.add(t.Context(), templateMeta{Key: key, Host: testHost, Image: "image of " + key, Built: time.Now()}, made, upper); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restart returns the templates that a Service finds after a restart.
+func restart(t *testing.T, ts *templates) (*templates, *safeBuffer) {
+	t.Helper()
+	log := &safeBuffer{}
+	again := &templates{dir: ts.dir, max: ts.max, host: ts.host, log: slog.New(slog.NewTextHandler(log, nil))}
+	if err := again.load(); err != nil {
+		t.Fatal(err)
+	}
+	return again, log
+}
+
+// mustFind returns the template with this key.
+func mustFind(t *testing.T, ts *templates, key string) *template {
+	t.Helper()
+	found, why := ts.find(t.Context(), key)
+	if found == nil {
+		t.Fatalf("template %s: %s", key, why)
+	}
+	t.Cleanup(found.close)
+	return found
+}
+
+func TestTemplatesSurviveRestart(t *testing.T) {
+	ts := newTemplates(t, 2)
+	addTemplate(t, ts, "a")
+	again, _ := restart(t, ts)
+	for name, ts := range map[string]*templates{"before": ts, "after": again} {
+		found := mustFind(t, ts, "a")
+		memory, err := io.ReadAll(found.memory)
+		if err != nil || !bytes.Equal(memory, testMemory()) {
+			t.Errorf("%s: the memory has changed: %v", name, err)
+		}
+		state, err := io.ReadAll(found.state)
+		if err != nil || string(state) != "state of a" {
+			t.Errorf("%s: state %q, %v", name, state, err)
+		}
+	}
+	upper, err := os.Create(filepath.Join(t.TempDir(), "upper"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upper.Close()
+	writeFile(t, upper.Name(), strings.Repeat("old", 1<<20))
+	if err := replaceContent(upper, mustFind(t, again, "a").upper); err != nil {
+		t.Fatal(err)
+	}
+	disk, err := os.ReadFile(upper.Name())
+	if err != nil || len(disk) != 3<<20 || strings.TrimSpace(string(bytes.ReplaceAll(disk, []byte{0}, nil))) != "disk of a" {
+		t.Errorf("the copy of the disk is not that of the template: %v", err)
+	}
+}
+
+// Nobody can change the memory of a template, which other clones map: not even who may open it for writing.
+func TestTemplateMemoryIsFinal(t *testing.T) {
+	ts := newTemplates(t, 1)
+	addTemplate(t, ts, "a")
+	again, _ := restart(t, ts)
+	for name, ts := range map[string]*templates{"built": ts, "loaded": again} {
+		file := mustFind(t, ts, "a").memory
+		if _, err := file.WriteAt([]byte("x"), 0); err == nil {
+			t.Errorf("%s: a write succeeded", name)
+		}
+		if err := file.Truncate(0); err == nil {
+			t.Errorf("%s: a truncation succeeded", name)
+		}
+		fd := int(file.Fd())
+		if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096); err == nil {
+			t.Errorf("%s: a hole was punched", name)
+		}
+		if _, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
+			t.Errorf("%s: a shared writable mapping succeeded", name)
+		}
+		private, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		private[0] = 'X'
+		if err := unix.Munmap(private); err != nil {
+			t.Fatal(err)
+		}
+		if data := make([]byte, 6); readAt(t, file, data) != "kernel" {
+			t.Errorf("%s: the memory is now %q", name, data)
+		}
+	}
+}
+
+func readAt(t *testing.T, file *os.File, data []byte) string {
+	t.Helper()
+	if _, err := file.ReadAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// A template whose files are not what was stored is removed at the next start of msbd.
+func TestDamagedTemplates(t *testing.T) {
+	flip := func(name string, at int64) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			var b [1]byte
+			if _, err := file.ReadAt(b[:], at); err != nil {
+				t.Fatal(err)
+			}
+			b[0] ^= 1
+			if _, err := file.WriteAt(b[:], at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	replaceMeta := func(old, replacement string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			path := filepath.Join(dir, metaFile)
+			meta, err := os.ReadFile(path)
+			if err != nil || !strings.Contains(string(meta), old) {
+				t.Fatalf("no %q in %s, %v", old, meta, err)
+			}
+			writeFile(t, path, strings.Replace(string(meta), old, replacement, 1))
+		}
+	}
+	for name, damage := range map[string]func(t *testing.T, dir string){
+		"memory changed":   flip(memoryFile, 700_000),
+		"hole changed":     flip(memoryFile, 300_000),
+		"state changed":    flip(rawState, 3),
+		"disk changed":     flip(upperCopy, 1<<20),
+		"memory truncated": func(t *testing.T, dir string) { _ = os.Truncate(filepath.Join(dir, memoryFile), 1<<19) },
+		"memory zeroed": func(t *testing.T, dir string) {
+			writeFile(t, filepath.Join(dir, memoryFile), string(make([]byte, 1<<20+100)))
+		},
+		"state missing":     func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, rawState)) },
+		"no description":    func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, metaFile)) },
+		"description empty": func(t *testing.T, dir string) { writeFile(t, filepath.Join(dir, metaFile), "") },
+		"another key":       replaceMeta(`"key":"a"`, `"key":"b"`),
+		"another host":      replaceMeta(testHost, "another host"),
+		"too old":           replaceMeta(`"built":"20`, `"built":"19`),
+		"incomplete":        func(t *testing.T, dir string) { _ = os.Rename(dir, dir+".new") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ts := newTemplates(t, 2)
+			addTemplate(t, ts, "a")
+			addTemplate(t, ts, "good")
+			damage(t, filepath.Join(ts.dir, "a"))
+			again, log := restart(t, ts)
+			if found, _ := again.find(t.Context(), "a"); found != nil {
+				t.Error("the template is used")
+			}
+			mustFind(t, again, "good")
+			if entries, err := os.ReadDir(ts.dir); err != nil || len(entries) != 1 {
+				t.Errorf("the directory has %v, %v", entries, err)
+			}
+			if !strings.Contains(log.String(), "removing a template") {
+				t.Errorf("log: %s", log)
+			}
+		})
+	}
+}
+
+// The templates that were used longest ago make room for others, and the failed ones are removed.
+func TestTemplatesAreRemoved(t *testing.T) {
+	ts := newTemplates(t, 2)
+	addTemplate(t, ts, "a")
+	addTemplate(t, ts, "b")
+	mustFind(t, ts, "a")
+	addTemplate(t, ts, "c")
+	if found, why := ts.find(t.Context(), "b"); found != nil || why == "" {
+		t.Error("the template that was used longest ago is still there")
+	}
+	mustFind(t, ts, "a")
+	addTemplate(t, ts, "a") // in place of itself
+	mustFind(t, ts, "c")
+	for range maxTemplateFailures {
+		mustFind(t, ts, "c")
+		ts.failed("c")
+	}
+	if found, _ := ts.find(t.Context(), "c"); found != nil {
+		t.Error("a template whose clones fail is still there")
+	}
+	again, _ := restart(t, ts)
+	if len(again.known) != 1 || again.known[0].Key != "a" {
+		t.Errorf("after a restart there are %d templates", len(again.known))
+	}
+	addTemplate(t, again, "d")
+	again.prune([]string{"image of a"})
+	if found, _ := again.find(t.Context(), "d"); found != nil {
+		t.Error("the template of an image that was removed is still there")
+	}
+	if !again.built("a").After(time.Now().Add(-time.Hour)) || !again.built("c").IsZero() {
+		t.Errorf("a was built at %v, c at %v", again.built("a"), again.built("c"))
+	}
+}

@@ -1,0 +1,181 @@
+package kata
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd"
+	"github.com/containerd/errdefs"
+
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+const (
+	// templateCheck is how often BuildTemplates looks for templates that are too old. It also looks when a
+	// sandbox has started or the images have changed.
+	templateCheck = 10 * time.Minute
+	// templateTimeout limits the build of one template.
+	templateTimeout = 5 * time.Minute
+	// If the build of a template fails, it is tried again after firstRetry. After each further failure, the wait is twice as
+	// long, up to lastRetry.
+	firstRetry = time.Minute
+	lastRetry  = 4 * time.Hour
+)
+
+// wantedTemplates are the kinds of sandboxes that may get a template. A kind is an image and a size.
+type wantedTemplates struct {
+	wake chan struct{} // with room for one; has an element if BuildTemplates should look for work
+
+	mu     sync.Mutex
+	wanted []*wantedTemplate // the kind that was started last is first
+}
+
+type wantedTemplate struct {
+	sandbox.Template
+	kept   bool // the template is wanted before there are minStarts, and before those of other kinds
+	starts int  // of sandboxes of this kind
+
+	// Only BuildTemplates uses these.
+	retryAt time.Time     // when the next build may begin, after one has failed
+	pause   time.Duration // the wait after the last failure; 0 if the last build succeeded
+}
+
+// minStarts is how many sandboxes of a kind must have started before its template is built. A build takes as long as a few
+// boots, so it does not pay for a kind that is started once.
+const minStarts = 2
+
+// maxKinds is how many kinds of sandboxes are remembered.
+const maxKinds = 64
+
+// keep wants the template of a kind before sandboxes of it have started.
+func (w *wantedTemplates) keep(kind sandbox.Template) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.use(kind).kept = true
+	w.wakeUp()
+}
+
+// started counts a start of a sandbox of a kind. missing says that there was no template for it.
+func (w *wantedTemplates) started(kind sandbox.Template, missing bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.use(kind).starts++
+	if missing {
+		w.wakeUp()
+	}
+}
+
+// forget forgets a kind.
+func (w *wantedTemplates) forget(kind sandbox.Template) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wanted = slices.DeleteFunc(w.wanted, func(t *wantedTemplate) bool { return t.Template == kind })
+}
+
+// wakeUp makes BuildTemplates look for work.
+func (w *wantedTemplates) wakeUp() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// use makes a kind the one that was used last, and returns it. The caller holds mu.
+func (w *wantedTemplates) use(kind sandbox.Template) *wantedTemplate {
+	t := &wantedTemplate{Template: kind}
+	if i := slices.IndexFunc(w.wanted, func(t *wantedTemplate) bool { return t.Template == kind }); i >= 0 {
+		t = w.wanted[i]
+		w.wanted = slices.Delete(w.wanted, i, i+1)
+	}
+	w.wanted = slices.Insert(w.wanted, 0, t)
+	w.wanted = w.wanted[:min(maxKinds, len(w.wanted))]
+	return t
+}
+
+// due returns the kinds whose templates should exist: those that are kept, and of those with minStarts the ones that were started
+// last, at most limit in all. So clients that start many kinds cannot take the place of the kept ones. due leaves out those whose
+// last build failed not long ago. It does not know which templates exist.
+func (w *wantedTemplates) due(now time.Time, limit int) (due []*wantedTemplate) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, kept := range []bool{true, false} {
+		for _, t := range w.wanted {
+			if t.kept != kept || !kept && t.starts < minStarts {
+				continue
+			}
+			if limit--; limit >= 0 && !now.Before(t.retryAt) {
+				due = append(due, t)
+			}
+		}
+	}
+	return due
+}
+
+// KeepTemplate makes BuildTemplates build the template for sandboxes with an image and the size of t, and keep it.
+func (r *Runtime) KeepTemplate(image containerd.Image, t sandbox.Template) {
+	t.Image = image.Name() // the full name; clients may use a shorter one
+	r.templates.keep(t)
+}
+
+// BuildTemplates builds the templates that are wanted and missing, one at a time, until ctx ends. It also builds those again
+// that are too old, or that were removed because they were damaged or their clones failed. While a template is missing,
+// sandboxes boot.
+func (r *Runtime) BuildTemplates(ctx context.Context) {
+	tick := time.NewTicker(templateCheck)
+	defer tick.Stop()
+	for {
+		for _, t := range r.templates.due(time.Now(), r.MaxTemplates) {
+			err := r.buildTemplate(ctx, t.Template)
+			if ctx.Err() != nil {
+				return
+			}
+			if err == nil {
+				t.pause = 0
+				continue
+			}
+			if errdefs.IsNotFound(err) { // the image was removed
+				r.templates.forget(t.Template)
+				continue
+			}
+			t.pause = min(max(firstRetry, 2*t.pause), lastRetry)
+			t.retryAt = time.Now().Add(t.pause)
+			r.Log.Error("could not build a template; sandboxes boot instead", "image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB, "err", err, "again_in", t.pause)
+		}
+		select {
+		case <-r.templates.wake:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// buildTemplate builds the template for sandboxes of kind t, unless there is one that is not too old.
+func (r *Runtime) buildTemplate(ctx context.Context, t sandbox.Template) (err error) {
+	image, err := r.Image(ctx, t.Image)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctrd.InNamespace(ctx), templateTimeout)
+	defer cancel()
+	id := "template-" + randomHex()
+	vm, err := r.prepareVM(ctx, id, t, sandbox.DefaultHostname, image)
+	defer func() { err = errors.Join(err, r.Disks.Remove(id)) }()
+	if err != nil {
+		return err
+	}
+	built, err := r.VMs.TemplateBuilt(vm)
+	if err != nil || !built.IsZero() {
+		return err
+	}
+	start := time.Now()
+	if err := r.VMs.BuildTemplate(ctx, vm); err != nil {
+		return err
+	}
+	r.Log.Info("a template was built", "image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB, "took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
