@@ -129,6 +129,21 @@ func poolOptions(cfg config.Config, machines *backend.Backend) sandbox.PoolOptio
 	return o
 }
 
+// poolStopTimeout bounds how long the end of the server waits for the end of the pool's entries.
+const poolStopTimeout = 8 * time.Second
+
+// runPool keeps the pool filled until ctx ends, and then removes its entries, which nobody uses.
+func runPool(ctx context.Context, manager *sandbox.Manager, log *slog.Logger) error {
+	err := manager.RunPool(ctx)
+	<-ctx.Done()
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), poolStopTimeout)
+	defer cancel()
+	if err := manager.StopPool(limited); err != nil {
+		log.Warn("could not stop the pool; the next server does", "err", err)
+	}
+	return err
+}
+
 // codeGrace returns how long code has to react to an interrupt. An emulated interpreter on a busy host has taken more than 5 s.
 func codeGrace(accelerator string) time.Duration {
 	if accelerator == host.TCG {

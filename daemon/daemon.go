@@ -76,12 +76,17 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	g.Go(func() error { return gateway.Serve(ctx, withTLS(httpListener, certs)) })
 	g.Go(func() error { return services.issuer.Run(ctx) })
 	g.Go(func() error { return db.Run(ctx, int64(cfg.AuditSegmentMiB)<<20, log) })
-	g.Go(func() error { return manager.RunPool(ctx) })
+	machinesCtx, stopMachines := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopMachines()
+	g.Go(func() error {
+		defer stopMachines()
+		return runPool(ctx, manager, log) // needs the machines until it returns
+	})
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
-		return machines.Run(ctx, func(ctx context.Context) error {
+		return machines.Run(machinesCtx, func(ctx context.Context) error {
 			st.setState(recovering)
 			if err := recoverSandboxes(ctx, manager, machines, st); err != nil {
 				return err

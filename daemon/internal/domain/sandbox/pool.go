@@ -217,7 +217,8 @@ func (p *pool) set(size PoolSize) error {
 	return nil
 }
 
-// RunPool keeps the pool filled until ctx ends. It leaves the entries running. It begins once Recover has returned.
+// RunPool keeps the pool filled until ctx ends. It leaves the entries running; StopPool removes them. It begins once Recover has
+// returned.
 func (m *Manager) RunPool(ctx context.Context) error {
 	select {
 	case <-m.recovered:
@@ -710,6 +711,9 @@ func (p *pool) giveUp() (removals int) {
 	}
 	return removals
 }
+
+// StopPool removes all entries and keeps the pool empty, when the server stops. After a crash, the next server finds them.
+func (m *Manager) StopPool(ctx context.Context) error { return m.pool.stop(ctx) }
 
 // stop removes all entries and keeps the pool empty.
 func (p *pool) stop(ctx context.Context) error {
