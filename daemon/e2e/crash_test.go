@@ -74,7 +74,8 @@ func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 	for _, moment := range []string{"starting", "disks", qemu} {
 		ended := make(chan struct{})
 		go func() {
-			s.call(key, "sandbox.start", params{"sandbox": "half"})
+			// There is no template for this size, so the start takes as long as a boot.
+			s.call(key, "sandbox.start", params{"sandbox": "half", "config": params{"memory": 384}})
 			close(ended)
 		}()
 		var id string
@@ -105,6 +106,65 @@ func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 	}
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "half"}, nil)
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "half"}, nil)
+}
+
+// TestDaemonKillDuringClone kills the server a little later in the start from a template each time. The start is undone, or was
+// complete.
+func TestDaemonKillDuringClone(t *testing.T) {
+	s, key := sharedServer(t)
+	for delay := time.Duration(0); delay < 500*time.Millisecond; delay += 100 * time.Millisecond {
+		ended := make(chan struct{})
+		go func() {
+			s.call(key, "sandbox.start", params{"sandbox": "half"})
+			close(ended)
+		}()
+		time.Sleep(delay)
+		s.kill()
+		<-ended
+		if err := s.start(); err != nil {
+			t.Fatal(err)
+		}
+		if s.sandboxID("half") != "" {
+			if resp, err := s.call(key, "sandbox.command.run", params{"sandbox": "half", "command": "true"}); err != nil || resp.Error != nil && resp.Error.Code != -32005 {
+				t.Errorf("killed after %v: %+v, %v", delay, resp, err)
+			}
+			s.mustCall(t, key, "sandbox.stop", params{"sandbox": "half"}, nil)
+		}
+	}
+	// What the kills left is noticed when the server closes.
+}
+
+// TestDaemonKillDuringTemplateBuild kills the server while it builds a template. The next server removes what is left of the
+// build, and builds the template.
+func TestDaemonKillDuringTemplateBuild(t *testing.T) {
+	if hypervisorSettings["hypervisor"] == "kata" {
+		t.Log("Kata's own driver has no templates")
+		return
+	}
+	parallel(t)
+	s := testServer(t)
+	if err := s.importImages("python"); err != nil {
+		t.Fatal(err)
+	}
+	builds := func(suffix string) []string {
+		found, err := filepath.Glob(filepath.Join(s.runDir, "vm", "template-*", suffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	until(t, "the build to begin", func() bool { return len(builds("state.json")) > 0 })
+	left := builds("")
+	s.kill()
+	if err := s.start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range left {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left of the build", dir)
+		}
+	}
+	until(t, "the template", func() bool { return s.hasTemplate(t, s.newKey(t), "microsandbox/python") })
 }
 
 func TestProcessDeathIsDetectedAndCleanedUp(t *testing.T) {

@@ -27,7 +27,7 @@ func (s *server) waitForPool(t *testing.T) *adminv1.Pool {
 }
 
 // A sandbox starts from a microVM that was started in advance, and sees nothing of that. Such a microVM survives a server that is
-// killed, and is stopped with the sandboxes.
+// killed, and ends when the server is stopped.
 func TestPool(t *testing.T) {
 	s, key := pythonServer(t)
 	s.reconfigure(t, map[string]string{"pool-min": "1", "pool-max": "1"})
@@ -71,8 +71,11 @@ func TestPool(t *testing.T) {
 	if r := s.python(t, key, "bound", "import os, time; os.environ['A'], os.getcwd(), time.strftime('%z')"); r.text("stdout") != "('b', '/work', '+0900')\n" {
 		t.Errorf("the first run with an environment and a workdir: %+v", r)
 	}
+	for _, name := range []string{"plain", "bound"} {
+		s.mustCall(t, key, "sandbox.stop", params{"sandbox": name}, nil)
+	}
 	s.waitForPool(t)
-	s.mustMSB(t, "server", "stop", "--sandboxes")
+	s.mustMSB(t, "server", "stop")
 	<-s.done
 	if vms := s.microVMs(); len(vms) > 0 {
 		t.Errorf("microVMs are left: %v", vms)

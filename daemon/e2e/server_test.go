@@ -93,6 +93,13 @@ func testServer(t *testing.T, flags ...string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.startFor(t)
+	return s
+}
+
+// startFor starts a new server for one test, as testServer does.
+func (s *server) startFor(t *testing.T) {
+	t.Helper()
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.logDiagnostics(t)
@@ -104,13 +111,19 @@ func testServer(t *testing.T, flags ...string) *server {
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
 
-// pythonServer is like testServer but also imports the Python image, and returns a key of the server.
+// pythonServer is like testServer, but the server has the Python image. It also returns a key of the server.
 func pythonServer(t *testing.T, flags ...string) (*server, string) {
 	t.Helper()
-	s := testServer(t, flags...)
+	s, err := newServer(flags...)
+	if err == nil {
+		err = s.plant()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.startFor(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}

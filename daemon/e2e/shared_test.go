@@ -21,6 +21,9 @@ func sharedServer(t testing.TB) (*server, string) {
 		s, err := newServer()
 		if err == nil {
 			shared.server = s
+			err = s.plant()
+		}
+		if err == nil {
 			err = s.start()
 		}
 		if err == nil {
