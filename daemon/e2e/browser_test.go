@@ -30,10 +30,7 @@ var hostilePage string
 // have. The server is in dev mode, so that no API key protects it.
 func TestWebPageCannotControlServer(t *testing.T) {
 	parallel(t)
-	s := testServer(t, "--dev")
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
+	s, _ := pythonServer(t, "--dev")
 	a := attack(t, s.address)
 	for _, x := range a.exchanges {
 		// A GET changes nothing. Whether the page could read the response is checked below.

@@ -22,8 +22,8 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := testServer(t)
-	if err := s.importImages("python", "node"); err != nil {
+	s, _ := pythonServer(t)
+	if err := s.importImages("node"); err != nil {
 		t.Fatal(err)
 	}
 	blocks := 0

@@ -20,8 +20,8 @@ func TestPythonSDK(t *testing.T) {
 // TestPythonSDK, because both run the examples of a README, which use the same names of sandboxes.
 func TestTypeScriptSDK(t *testing.T) {
 	parallel(t)
-	s := testServer(t)
-	checkSDK(t, s, s.newKey(t), "typescript", "live")
+	s, key := pythonServer(t)
+	checkSDK(t, s, key, "typescript", "live")
 }
 
 // checkSDK runs suites of an SDK's check.sh against a server.
