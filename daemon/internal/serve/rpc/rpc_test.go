@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
@@ -73,6 +75,42 @@ func TestRequestsReachTheDomain(t *testing.T) {
 	WantOK(t, s.Post(Request("sandbox.command.run", `{"sandbox":"a","namespace":"n","command":"sh","args":["-c","echo \"$0\"; x &"]}`)))
 	if !slices.Equal(s.Sandboxes.Args, []string{"-c", `echo "$0"; x &`}) {
 		t.Errorf("args became %q", s.Sandboxes.Args)
+	}
+}
+
+// The description of a sandbox says how it was started, and so does a header of the response to a single start.
+func TestStartedFrom(t *testing.T) {
+	start := Request(rpc.MethodSandboxStart, `{"sandbox":"a"}`)
+	for _, c := range []struct {
+		origin       sandbox.Origin
+		header, want string
+	}{
+		{sandbox.Origin{From: sandbox.FromPool}, "pool", `"started_from":{"source":"pool"}`},
+		{sandbox.Origin{From: sandbox.FromTemplate, Why: "the pool had no microVM ready"}, "template", `"started_from":{"source":"template","why":"the pool had no microVM ready"}`},
+		{sandbox.Origin{From: sandbox.Cold, Why: "no template"}, "cold", `"started_from":{"source":"cold","why":"no template"}`},
+		{sandbox.Origin{}, "", ""},
+	} {
+		s := New(t)
+		s.Sandboxes.Origin = c.origin
+		w := s.Post(start)
+		WantOK(t, w)
+		if got := w.Header().Get(rpc.HeaderStartedFrom); got != c.header {
+			t.Errorf("%+v: the header of a start is %q, want %q", c.origin, got, c.header)
+		}
+		for name, w := range map[string]*httptest.ResponseRecorder{
+			"a batch": s.Post("[" + start + "]"), "a stream of events": s.Post(start, asEvents), "a failed start": s.Post(Request(rpc.MethodSandboxStart, `{"sandbox":"other"}`)),
+			"sandbox.get": s.Post(Request(rpc.MethodSandboxGet, `{"sandbox":"a"}`)),
+		} {
+			if got, set := w.Header()[rpc.HeaderStartedFrom]; set {
+				t.Errorf("%+v: %s has the header %q", c.origin, name, got)
+			}
+		}
+		for method, params := range map[string]string{rpc.MethodSandboxGet: `{"sandbox":"a"}`, rpc.MethodSandboxList: `{}`} {
+			text := s.Post(Request(method, params)).Body.String()
+			if want := c.want; want == "" && strings.Contains(text, "started_from") || !strings.Contains(text, want) {
+				t.Errorf("%+v: %s returns %s, want %s", c.origin, method, text, want)
+			}
+		}
 	}
 }
 

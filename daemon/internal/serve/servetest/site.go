@@ -41,6 +41,8 @@ type Sandboxes struct {
 	mu sync.Mutex
 	// Running has the sandboxes that were started and not stopped.
 	Running map[sandbox.Name]sandbox.Request
+	// Origin says how all of them were started.
+	Origin  sandbox.Origin
 	Timeout time.Duration      // the timeout of the last run or process
 	Args    []string           // the arguments of the last command
 	Options sandbox.RunOptions // the options of the last run or process
@@ -209,10 +211,10 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 	}}, nil
 }
 
-// record returns the record of a sandbox that was started with req. A sandbox named "failed" has failed.
-func record(n sandbox.Name, req sandbox.Request) sandbox.Record {
+// record returns the record of a sandbox that was started with req. A sandbox named "failed" has failed. The caller holds mu.
+func (f *Sandboxes) record(n sandbox.Name, req sandbox.Request) sandbox.Record {
 	rec := sandbox.Record{
-		ID: "00112233445566778899", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		ID: "00112233445566778899", Name: n, State: sandbox.Running, Origin: f.Origin, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
 		Config: sandbox.Config{Template: sandbox.Template{Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512), DiskMiB: req.DiskMiB}, Binding: sandbox.Binding{Env: req.Env, Workdir: req.Workdir, User: req.User, Hostname: req.Hostname}},
 	}
 	if n.Name == "failed" {
@@ -227,7 +229,7 @@ func (f *Sandboxes) ListIn(namespaces []string) ([]sandbox.Record, error) {
 	var recs []sandbox.Record
 	for _, n := range slices.SortedFunc(maps.Keys(f.Running), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
 		if len(namespaces) == 0 || slices.Contains(namespaces, n.Namespace) {
-			recs = append(recs, record(n, f.Running[n]))
+			recs = append(recs, f.record(n, f.Running[n]))
 		}
 	}
 	return recs, nil
@@ -237,7 +239,7 @@ func (f *Sandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	req, err := f.find(n)
-	return record(n, req), err
+	return f.record(n, req), err
 }
 
 // Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run, and one
