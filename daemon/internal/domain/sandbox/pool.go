@@ -597,8 +597,8 @@ func (p *pool) fill(ctx context.Context, t Template, end func()) {
 	if err == nil {
 		p.add(e)
 		p.m.Log.Info("added an entry to the pool", "id", e.id, "image", t.Image, "took", time.Since(began).Round(time.Millisecond))
-	} else if ctx.Err() == nil { // otherwise the next start of the server removes it
-		_ = p.discardLater(ctx, e)
+	} else {
+		_ = p.discardLater(context.WithoutCancel(ctx), e) // also when the server stops
 	}
 	end()
 	if givenUp {
