@@ -35,7 +35,7 @@ func (r *Runtime) spec(id string, t sandbox.Template, hostname string, image con
 	// The shim passes a mount of an unknown type to the guest, whose agent knows this one. For a bind mount, the shim
 	// may instead copy the file into the guest at each start.
 	portal := specs.Mount{Type: "msb-guest", Source: "/msb-portal", Destination: portalPath, Options: []string{"ro"}}
-	if r.Settings.Config != "" { // the guest of the host's Kata does not contain the portal
+	if r.Settings.Config != "" && !r.Settings.UsesDisks() { // the guest of the host's Kata does not contain the portal
 		portal.Type, portal.Source, portal.Options = "bind", r.Settings.Portal, []string{"bind", "ro"}
 	}
 	annotations, quota := r.sizing(t)
