@@ -215,7 +215,8 @@ func TestKillsDuringRestore(t *testing.T) {
 	t.Logf("%d kills before the change, %d after it", outcomes[false], outcomes[true])
 }
 
-// fileNames returns the names of msbd's files in a state directory. It omits the directories of containerd and of disks.
+// fileNames returns the names of msbd's files in a state directory. It omits the directories of containerd, of disks and of
+// templates.
 func fileNames(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -223,7 +224,7 @@ func fileNames(t *testing.T, dir string) (names []string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if e.Name() != "containerd" && e.Name() != "disks" && e.Name() != "ballast" {
+		if !slices.Contains([]string{"containerd", "disks", "templates", "ballast"}, e.Name()) {
 			names = append(names, e.Name())
 		}
 	}

@@ -313,7 +313,11 @@ func TestHostContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("sandbox", func(t *testing.T) { // a subtest, so that its server is stopped before the host's containerd
-		s, key := pythonServer(t, "--config", settings)
+		s := testServer(t, "--config", settings) // not with a copy of a state, whose image is in another containerd
+		if err := s.importImages("python"); err != nil {
+			t.Fatal(err)
+		}
+		key := s.newKey(t)
 		s.containerd = socket
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "guest"}, nil)
 		if got := s.python(t, key, "guest", "6 * 7").text("stdout"); got != "42\n" {

@@ -142,7 +142,16 @@ func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 			if err := os.WriteFile(image, initrd, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			s, key := pythonServer(t, "--lib-dir", lib)
+			s, err := newServer("--lib-dir", lib)
+			if err == nil {
+				err = s.plant()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.set("max-templates", "0") // a template would be built with the same guest
+			s.startFor(t)
+			key := s.newKey(t)
 			began := time.Now()
 			s.wantError(t, key, "sandbox.start", params{"sandbox": "mute"}, 503, -32009, "did not start")
 			t.Logf("the start failed after %s", time.Since(began).Round(time.Millisecond))

@@ -192,6 +192,17 @@ func (s *server) env() []string {
 	return env
 }
 
+// set sets a setting of the server for its next start.
+func (s *server) set(name, value string) {
+	settings := map[string]string{name: value}
+	for name, value := range s.settings {
+		if _, ok := settings[name]; !ok {
+			settings[name] = value
+		}
+	}
+	s.settings = settings
+}
+
 // reconfigure restarts the server with settings, which override hypervisorSettings. After the test it restarts the
 // server with hypervisorSettings alone. The sandboxes keep running.
 func (s *server) reconfigure(t *testing.T, settings map[string]string) {

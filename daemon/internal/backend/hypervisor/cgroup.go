@@ -40,10 +40,16 @@ const (
 )
 
 // newCgroup creates the cgroup of the QEMU of the VM st. It returns a function that adds a process to it.
-func newCgroup(st state, accelerator string) (add func(pid int) error, err error) {
+//
+// A clone may need its memory twice: when it first writes to a page that its template has not used, Linux allocates the page in
+// the template's memory as well, and charges both to the clone. Later clones do not allocate it again.
+func newCgroup(st state, accelerator string, clone bool) (add func(pid int) error, err error) {
 	memory := int64(st.guestMemoryMiB() + st.guestMemoryMiB()/128 + qemuMemoryMiB)
 	if accelerator == "tcg" {
 		memory += translationMiB
+	}
+	if clone {
+		memory += int64(st.guestMemoryMiB())
 	}
 	memory <<= 20
 	period := uint64(100_000)
