@@ -10,10 +10,7 @@ import (
 // TestResourceLimits starts sandboxes of several sizes. It checks the processors and the memory that programs inside
 // see and can use, and the server's metrics.
 func TestResourceLimits(t *testing.T) {
-	sizes := []struct{ cpus, memory int }{{1, 128}, {2, 256}, {3, 400}}
-	if patience > 1 { // on a slow machine, three sizes take too long
-		sizes = sizes[:2]
-	}
+	sizes := []struct{ cpus, memory int }{{1, 128}, {2, 256}}
 	if n := runtime.NumCPU(); n > 3 {
 		sizes = append(sizes, struct{ cpus, memory int }{min(n, 8), 1024})
 	}

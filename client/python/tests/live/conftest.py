@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+import microsandbox
 
 from microsandbox.sync import NodeSandbox, PythonSandbox
 
@@ -32,3 +35,12 @@ def node_name() -> Iterator[str]:
     """Start a JavaScript sandbox. Returns its name."""
     with NodeSandbox.create(name=f"live-node-{os.getpid()}") as sandbox:
         yield sandbox.name
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest) -> Any:
+    """Return microsandbox, or the flavour that the test is parametrized with.
+
+    The unit tests run with both flavours. With real sandboxes, a second run of each test would find nothing new.
+    """
+    return getattr(request, "param", microsandbox)

@@ -35,10 +35,12 @@ from microsandbox import (
     UnexpectedAnswerError,
 )
 
-from ..flavours import done, entered, items
+from ..flavours import FLAVOURS, done, entered, items
 from ..trees import described, make_tree
 
 pytestmark = pytest.mark.anyio
+
+both = pytest.mark.parametrize("api", FLAVOURS, indirect=True, ids=lambda flavour: flavour.__name__)
 
 # Seconds after which a test gives up. No operation takes this long, even on a slow machine.
 LONG = 300.0
@@ -62,6 +64,7 @@ async def node(api: Any, node_name: str) -> AsyncIterator[Any]:
     await done(sandbox.close())
 
 
+@both
 async def test_python(python: Any) -> None:
     await done(python.run("import math\nx = 6"))
     execution = await done(python.run("print('é 😀')\nx * 7"))
@@ -86,6 +89,7 @@ async def test_node(node: Any) -> None:
     assert (await done(node.run("x"))).stdout == "6"
 
 
+@both
 async def test_commands(python: Any) -> None:
     command = await done(python.command.run("sh", ["-c", 'echo "$0 $1"; echo no >&2; exit 3', "a b", "é"]))
     assert (command.exit_code, command.success) == (3, False)
@@ -228,6 +232,7 @@ async def test_bytes(python: Any) -> None:
     assert (await done(python.run(script, stdin=b"\xc3\xa9\xff"))).stdout == "é\ufffd"
 
 
+@both
 async def test_processes(api: Any, python: Any) -> None:
     tag = f"worker-{api.__name__}"
     script = "echo ready; cat; echo end >&2; exec sleep 600"
@@ -322,6 +327,7 @@ async def test_shell_in_a_terminal(python: Any) -> None:
     assert (result.exit_code, result.lines[0]["stream"]) == (0, "terminal")
 
 
+@both
 async def test_files(api: Any, python: Any) -> None:
     directory = f"/tmp/files-{api.__name__}"
     files = python.files
@@ -480,6 +486,7 @@ async def test_info_and_list(api: Any, python: Any) -> None:
         await done(api.PythonSandbox(name="no-such-sandbox").info())
 
 
+@both
 async def test_bad_requests(api: Any, python: Any) -> None:
     with pytest.raises(ParseError):
         await done(python.run("\ud800"))
@@ -538,7 +545,7 @@ async def test_no_server(api: Any) -> None:
 
 async def test_start_and_stop(api: Any) -> None:
     """The options take effect in the sandbox. After its stop, the sandbox does not exist."""
-    options = {"memory": 400, "cpus": 1, "envs": {"GREETING": "hello"}, "workdir": "/tmp"}
+    options = {"memory": 512, "cpus": 1, "envs": {"GREETING": "hello"}, "workdir": "/tmp"}
     async with entered(api.PythonSandbox.create(**options)) as sandbox:
         code = "import os; print(os.environ['GREETING'], os.getcwd()); open('a', 'w').close()"
         execution = await done(sandbox.run(code))
