@@ -158,7 +158,7 @@ $(CURDIR)/bin/tools/go/bin/go:
 ##@ Check
 
 .PHONY: test
-test: deps build guest images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
+test: deps build guest base-images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
 	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks
@@ -172,8 +172,9 @@ RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... ser
 
 .PHONY: test-microvms test-race test-sdks
 # -vet=off, because make lint runs go vet. -parallel 3, because some tests only wait and use no CPU. The time limits are for
-# tests that hang: a slow machine takes six times as long as a usual one.
-test-microvms:
+# tests that hang: a slow machine takes six times as long as a usual one. The image
+# code-interpreter is built while the tests under the race detector run.
+test-microvms: images
 	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 60m -parallel 3 $(TESTFLAGS) ./daemon/internal/data/store \
 		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
 
