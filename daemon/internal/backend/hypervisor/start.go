@@ -351,5 +351,17 @@ func (s *Service) dialPortal(ctx context.Context, id, transfer string) (net.Conn
 		conn.Close()
 		return nil, err
 	}
-	return conn, nil
+	return &portalConn{conn, context.AfterFunc(m.gone, func() { conn.Close() })}, nil
+}
+
+// A portalConn is a connection to the portal. It is closed when the removal of the VM begins, because nobody else in the
+// network namespace would tell it that QEMU has exited. It would also keep the namespace.
+type portalConn struct {
+	net.Conn
+	keep func() bool // ends the watch for the removal
+}
+
+func (c *portalConn) Close() error {
+	c.keep()
+	return c.Conn.Close()
 }

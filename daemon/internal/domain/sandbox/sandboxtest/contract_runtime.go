@@ -114,11 +114,14 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	if reason := <-ended; reason == "" || reason[0] == 'e' {
 		t.Errorf("Wait returned the reason %q", reason)
 	}
-	if _, err := stream.Read(make([]byte, 1<<16)); err == nil {
-		for err == nil { // discard data that was sent before the end
-			_, err = stream.Read(make([]byte, 1<<16))
-		}
+	late := time.AfterFunc(r.Patience/4, func() {
+		t.Error("the connection to a portal did not end with its microVM")
+		stream.Close()
+	})
+	for err = nil; err == nil; { // discard data that was sent before the end
+		_, err = stream.Read(make([]byte, 1<<16))
 	}
+	late.Stop()
 	if found, ok := find(); !ok || found.Alive {
 		t.Errorf("after the end, List returns %+v, found %t, want a dead microVM", found, ok)
 	}
