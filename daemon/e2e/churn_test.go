@@ -23,10 +23,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
-const (
-	churnKeys    = 10_000 // before the first kill
-	churnWorkers = 4
-)
+const churnWorkers = 4
 
 // fullVerifyEvery is the number of kills from one comparison of all keys and the audit log to the next. A change that
 // is lost in a kill stays lost, so a later comparison finds it. After every kill, the keys that changed are compared.
@@ -34,17 +31,17 @@ const fullVerifyEvery = 20
 
 // TestKillsUnderKeyChurn kills the server at random moments while API keys are created, rotated and revoked, and
 // checks that every change the server acknowledged is still there after the restart. With MSB_SOAK=1 it kills the
-// server 10,000 times.
+// server 10,000 times, with at least 10,000 keys.
 func TestKillsUnderKeyChurn(t *testing.T) {
 	parallel(t)
-	kills := 200
+	kills, keys := 200, 2_000
 	if os.Getenv("MSB_SOAK") != "" {
-		kills = 10_000
+		kills, keys = 10_000, 10_000
 	}
 	s := testServer(t)
 	c := &churn{s: s, seed: randtest.Seed(t), keys: map[string]*churnKey{}}
 	c.rnd = c.generator()
-	c.fill(t)
+	c.fill(t, keys)
 
 	var restarts []time.Duration
 	for kill := range kills {
@@ -115,7 +112,7 @@ func (c *churn) generator() *rand.Rand {
 }
 
 // fill creates the keys that exist before the first kill.
-func (c *churn) fill(t *testing.T) {
+func (c *churn) fill(t *testing.T, keys int) {
 	t.Helper()
 	a := c.s.admin(t)
 	const workers = 64
@@ -123,7 +120,7 @@ func (c *churn) fill(t *testing.T) {
 	for worker := range workers {
 		rnd := c.generator()
 		g.Go(func() error {
-			for n := worker; n < churnKeys; n += workers {
+			for n := worker; n < keys; n += workers {
 				if err := c.create(t.Context(), a, rnd); err != nil {
 					return err
 				}
