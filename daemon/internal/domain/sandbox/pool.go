@@ -2,9 +2,7 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -24,17 +22,10 @@ import (
 const (
 	// poolTick is how often the loop looks for what has changed without waking it: images, the age of entries, and the demand.
 	poolTick = 15 * time.Second
-	// poolMeasure is how often the loop measures the entries.
-	poolMeasure = time.Minute
 	// poolAge is the age at which an entry is replaced, so that none becomes very different from a new microVM.
 	poolAge = 12 * time.Hour
 	// poolHold is how long the pool stays empty after it has given up its entries.
 	poolHold = time.Minute
-	// demandHalf is the time in which the demand for a template falls to a half.
-	demandHalf = 5 * time.Minute
-	// The delay after a refill has failed doubles with each failure in a row.
-	minPoolDelay = time.Second
-	maxPoolDelay = 5 * time.Minute
 	// maxPoolSize is the largest number of entries of a template, and maxPools how many templates can have a pool besides the
 	// default one.
 	maxPoolSize = 100
@@ -321,19 +312,6 @@ func (t Template) String() string {
 	return fmt.Sprintf("%s, %d cpus, %d MiB of memory, %d MiB of disk", t.Image, t.CPUs, t.MemoryMiB, t.DiskMiB)
 }
 
-// target returns how many entries with the template there should be at a time.
-func (s *poolShape) target(now time.Time) int {
-	if s.digest == "" {
-		return 0
-	}
-	return min(max(int(math.Round(s.demandNow(now))), s.Min), s.Max)
-}
-
-// demandNow returns the demand: the number of starts with the template, each of which counts less the longer ago it was.
-func (s *poolShape) demandNow(now time.Time) float64 {
-	return s.demand * math.Exp2(-now.Sub(s.demandAt).Seconds()/demandHalf.Seconds())
-}
-
 // retire takes the entries out of the pool that are no longer wanted: of another image or template, too old, without a connection
 // that works, or too many.
 func (p *pool) retire(now time.Time) {
@@ -491,202 +469,6 @@ func (p *pool) connect(ctx context.Context) {
 	}
 }
 
-// measure measures what the entries use.
-func (p *pool) measure(ctx context.Context) {
-	p.mu.Lock()
-	due := time.Since(p.measuredAt) >= poolMeasure
-	entries := slices.Clone(p.entries)
-	if due {
-		p.measuredAt = time.Now()
-	}
-	p.mu.Unlock()
-	for _, e := range entries {
-		if !due && e.memory > 0 { // only this loop changes it
-			continue
-		}
-		limited, cancel := context.WithTimeout(ctx, measureTimeout)
-		usage, err := p.m.Runtime.Usage(limited, e.id)
-		cancel()
-		if err != nil {
-			continue // if the microVM has ended, its watcher knows
-		}
-		p.mu.Lock()
-		e.cpu, e.memory = usage.CPUTime, usage.MemoryBytes
-		p.mu.Unlock()
-	}
-}
-
-// next returns the template of which an entry is to be started now, and a function that ends the reservation of its memory; or nil.
-func (p *pool) next(now time.Time) (_ *poolShape, end func()) {
-	all := p.sorted()
-	p.mu.Lock()
-	have, used := map[Template]int{}, 0
-	for _, e := range p.entries {
-		have[e.template]++
-		used += e.memoryMiB()
-	}
-	budget, stopped, hold := p.budget(), p.stopped, p.holdUntil
-	p.mu.Unlock()
-	// The template that lacks most comes first.
-	slices.SortStableFunc(all, func(a, b poolShape) int {
-		return (b.target(now) - have[b.Template]) - (a.target(now) - have[a.Template])
-	})
-	for i := range all {
-		shape := &all[i]
-		waits := ""
-		switch {
-		case have[shape.Template] >= shape.target(now) || stopped:
-		case now.Before(shape.retryAt):
-			waits = "the last refill has failed"
-		case now.Before(hold):
-			waits = "sandboxes needed the memory of the pool"
-		case used+shape.MemoryMiB > budget:
-			waits = fmt.Sprintf("the entries may have %d MiB of memory together", budget)
-		default:
-			var err error
-			if end, err = p.m.admission.tryRefill(uint64(shape.MemoryMiB) << 20); err == nil {
-				p.setWaits(shape.Template, "")
-				return shape, end
-			}
-			waits = err.Error()
-		}
-		p.setWaits(shape.Template, waits)
-	}
-	return nil, nil
-}
-
-func (p *pool) setWaits(t Template, why string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if shape := p.shapes[t]; shape != nil {
-		shape.waits = why
-	}
-}
-
-// patience returns after which time there may be something to do, if nothing wakes the loop.
-func (p *pool) patience(now time.Time) time.Duration {
-	wait := poolTick
-	for _, shape := range p.sorted() {
-		if shape.retryAt.After(now) {
-			wait = min(wait, shape.retryAt.Sub(now))
-		}
-	}
-	return wait
-}
-
-// fill starts an entry. It calls end when the entry has its memory, or will never have it.
-func (p *pool) fill(ctx context.Context, t Template, end func()) {
-	fillCtx, cancel := context.WithTimeout(ctx, p.m.StartTimeout)
-	defer cancel()
-	p.mu.Lock()
-	p.filling, p.cancelFill = &t, cancel
-	if p.stopped {
-		cancel()
-	}
-	p.mu.Unlock()
-	began := time.Now()
-	e, err := p.start(fillCtx, t)
-	p.mu.Lock()
-	givenUp, stopped := p.givenUp, p.stopped
-	p.filling, p.cancelFill, p.givenUp = nil, nil, false
-	p.mu.Unlock()
-	given := givenUp || stopped
-	if err == nil && given {
-		err = errBusy // it was given up at the last moment
-	}
-	if err == nil {
-		p.add(e)
-		p.m.Log.Info("added an entry to the pool", "id", e.id, "image", t.Image, "took", time.Since(began).Round(time.Millisecond))
-	} else {
-		_ = p.discardLater(context.WithoutCancel(ctx), e) // also when the server stops
-	}
-	end()
-	if givenUp {
-		p.m.admission.freed()
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	shape := p.shapes[t]
-	switch {
-	case shape == nil || given || ctx.Err() != nil:
-	case err == nil:
-		shape.failed, shape.lastError, shape.retryAt = 0, "", time.Time{}
-	default:
-		delay := min(minPoolDelay<<min(shape.failed, 16), maxPoolDelay)
-		shape.failed, shape.failures, shape.lastError, shape.retryAt = shape.failed+1, shape.failures+1, err.Error(), time.Now().Add(delay)
-		p.m.Log.Warn("could not add an entry to the pool", "image", t.Image, "retry_in", delay, "err", err)
-	}
-}
-
-// start starts a microVM, warms it and records it as an entry. If it fails, the caller must discard the entry.
-func (p *pool) start(ctx context.Context, t Template) (*pooled, error) {
-	m := p.m
-	rec := Record{ID: newID(), Config: Config{t, Binding{Hostname: DefaultHostname}}, State: Starting, CreatedAt: time.Now().UTC()}
-	e := &pooled{id: rec.ID, template: t, createdAt: rec.CreatedAt, unwatch: func() {}}
-	digest, err := p.findImage(ctx, t)
-	if err != nil {
-		return e, err
-	}
-	e.digest, rec.Digest = digest, digest
-	if err := m.CheckSpace(); err != nil {
-		return e, err
-	}
-	if err := m.Store.PutSandbox(rec); err != nil {
-		return e, err
-	}
-	_, err = m.Runtime.Start(ctx, e.id, t, DefaultHostname)
-	if err == nil {
-		e.conn, err = m.connect(ctx, e.id)
-	}
-	if err == nil {
-		err = warm(ctx, e.conn)
-	}
-	if err != nil {
-		return e, errors.Join(err, context.Cause(ctx))
-	}
-	if found, err := m.Runtime.ResolveImage(ctx, t.Image); err != nil || found != digest {
-		return e, errors.Join(errors.New("the image was replaced meanwhile"), err)
-	}
-	usage, err := m.Runtime.Usage(ctx, e.id)
-	if err != nil {
-		return e, err
-	}
-	e.cpu, e.memory = usage.CPUTime, usage.MemoryBytes
-	rec.State, rec.CPUNanos = Pooled, usage.CPUTime.Nanoseconds()
-	return e, m.Store.PutSandbox(rec)
-}
-
-// warm runs a command, which need not exist, and a line of each language that the image has. It leaves the interpreters started.
-func warm(ctx context.Context, c Portal) error {
-	if err := runTrue(ctx, c); err != nil {
-		return fmt.Errorf("run a command in the microVM: %w", err)
-	}
-	if err := c.Warm(ctx, []Language{Python, Node}); err != nil {
-		return fmt.Errorf("start interpreters in the microVM: %w", err)
-	}
-	return nil
-}
-
-func runTrue(ctx context.Context, c Portal) error {
-	process, err := c.RunCommand(ctx, Command{Program: "true"})
-	if err != nil {
-		return err
-	}
-	defer process.Close()
-	for {
-		switch event, err := process.Next(); {
-		case errors.Is(err, ErrCommandNotFound), errors.Is(err, ErrCommandNotExecutable):
-			return nil
-		case err != nil:
-			return err
-		default:
-			if _, ended := event.(Exit); ended {
-				return nil
-			}
-		}
-	}
-}
-
 // giveUp removes all entries, because a start lacks memory. It is the giveUp of the admission.
 func (p *pool) giveUp() (removals int) {
 	p.mu.Lock()
@@ -758,79 +540,4 @@ func (p *pool) disconnect() {
 			e.conn.Close()
 		}
 	}
-}
-
-// PoolStatus describes the pool.
-type PoolStatus struct {
-	// Off says why there is no pool. It is empty if there is one.
-	Off string
-	// MemoryMiB is the sum of the memory that the entries may use, and MaxMemoryMiB its limit.
-	MemoryMiB, MaxMemoryMiB int
-	Templates               []TemplateStatus
-}
-
-// TemplateStatus describes the entries of the pool with one template.
-type TemplateStatus struct {
-	PoolSize
-	Default bool
-	// Target is how many entries there should be now.
-	Target int
-	// Ready is the number of entries that a start can take, and Filling says that one is being started.
-	Ready   int
-	Filling bool
-	// Hits and Misses are the numbers of starts that took an entry, and that found none.
-	Hits, Misses uint64
-	// Failures is how many refills have failed, and LastError why the last one has, if no other has succeeded since. It may name
-	// parts of the host.
-	Failures  uint64
-	LastError string
-	// Waits says why no entry is started although one is missing. RetryAt is when the next one is tried after a failure.
-	Waits   string
-	RetryAt time.Time
-	// Oldest is when the oldest entry was started. CPU and MemoryBytes are what the entries have used, and use.
-	Oldest      time.Time
-	CPU         time.Duration
-	MemoryBytes uint64
-}
-
-// PoolStatus describes the pool. It does not block.
-func (m *Manager) PoolStatus() PoolStatus {
-	p := &m.pool
-	s := PoolStatus{Off: p.off()}
-	if s.Off != "" {
-		return s
-	}
-	now := time.Now()
-	shapes := p.sorted()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s.MaxMemoryMiB = p.budget()
-	for _, shape := range shapes {
-		t := TemplateStatus{
-			PoolSize: shape.PoolSize, Default: shape.Template == p.def, Target: shape.target(now), Filling: p.filling != nil && *p.filling == shape.Template,
-			Hits: shape.hits, Misses: shape.misses, Failures: shape.failures, LastError: shape.lastError, Waits: shape.waits,
-		}
-		if shape.retryAt.After(now) {
-			t.RetryAt = shape.retryAt
-		}
-		if shape.digest == "" && shape.Max > 0 {
-			t.Waits = "the image has not been imported"
-		}
-		for _, e := range p.entries {
-			if e.template != shape.Template {
-				continue
-			}
-			s.MemoryMiB += e.memoryMiB()
-			if e.conn != nil { // otherwise a start does not take it yet
-				t.Ready++
-			}
-			if t.Oldest.IsZero() {
-				t.Oldest = e.createdAt
-			}
-			t.CPU += e.cpu
-			t.MemoryBytes += e.memory
-		}
-		s.Templates = append(s.Templates, t)
-	}
-	return s
 }
