@@ -86,7 +86,7 @@ type pool struct {
 	wake chan struct{}
 	// setting serializes changes of the sizes, which wait for the store.
 	setting sync.Mutex
-	// working is held by the loop while it does not wait, and by stop.
+	// working is held by the loop while it does not wait, and by StopPool.
 	working chan struct{}
 
 	mu      sync.Mutex
@@ -237,18 +237,18 @@ func (p *pool) work(ctx context.Context) time.Duration {
 		p.retire(time.Now())
 	}
 	for _, e := range p.takeDoomed(time.Now()) {
-		p.discardLater(ctx, e)
+		_ = p.discard(ctx, e)
 	}
 	p.connect(ctx)
 	p.measure(ctx)
 	if ctx.Err() != nil {
 		return 0
 	}
-	shape, end := p.next(time.Now())
-	if shape == nil {
+	t, end := p.next(time.Now())
+	if end == nil {
 		return p.patience(time.Now())
 	}
-	p.fill(ctx, shape.Template, end)
+	p.fill(ctx, t, end)
 	return 0
 }
 
@@ -321,19 +321,16 @@ func (p *pool) retire(now time.Time) {
 	budget := p.budget()
 	for _, e := range slices.Backward(slices.Clone(p.entries)) { // the newest are kept
 		shape := p.shapes[e.template]
-		counts[e.template]++
-		if shape == nil || shape.digest != e.digest || counts[e.template] > shape.target(now) || e.memoryMiB() > budget ||
+		if shape == nil || shape.digest != e.digest || counts[e.template] >= shape.target(now) || e.template.MemoryMiB > budget ||
 			now.Sub(e.createdAt) > poolAge || e.conn != nil && e.conn.broken.Load() {
-			counts[e.template]--
 			p.remove(e)
 			p.doomed = append(p.doomed, e)
 			continue
 		}
-		budget -= e.memoryMiB()
+		counts[e.template]++
+		budget -= e.template.MemoryMiB
 	}
 }
-
-func (e *pooled) memoryMiB() int { return e.template.MemoryMiB }
 
 // budget returns how much memory the entries may have together, in MiB. The caller holds mu.
 func (p *pool) budget() int {
@@ -381,19 +378,7 @@ func (p *pool) takeDoomed(now time.Time) (due []*pooled) {
 	return due
 }
 
-// discardLater is discard. If it fails, the loop tries it again.
-func (p *pool) discardLater(ctx context.Context, e *pooled) error {
-	err := p.discard(ctx, e)
-	if err != nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		e.removeAfter = time.Now().Add(poolTick)
-		p.doomed = append(p.doomed, e)
-	}
-	return err
-}
-
-// discard removes the microVM and the record of an entry that is not in the pool.
+// discard removes the microVM and the record of an entry that is not in the pool. If it fails, the loop tries it again.
 func (p *pool) discard(ctx context.Context, e *pooled) error {
 	e.unwatch()
 	if e.conn != nil {
@@ -407,6 +392,10 @@ func (p *pool) discard(ctx context.Context, e *pooled) error {
 	}
 	if err != nil {
 		p.m.Log.Error("could not remove an entry of the pool", "id", e.id, "err", err)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		e.removeAfter = time.Now().Add(poolTick)
+		p.doomed = append(p.doomed, e)
 	}
 	return err
 }
@@ -479,7 +468,7 @@ func (p *pool) giveUp() (removals int) {
 		removals++
 		p.m.watchers.Go(func() {
 			defer p.m.admission.freed()
-			_ = p.discardLater(p.m.lifetime, e)
+			_ = p.discard(p.m.lifetime, e)
 		})
 	}
 	if p.cancelFill != nil && !p.givenUp {
@@ -495,10 +484,8 @@ func (p *pool) giveUp() (removals int) {
 }
 
 // StopPool removes all entries and keeps the pool empty, when the server stops. After a crash, the next server finds them.
-func (m *Manager) StopPool(ctx context.Context) error { return m.pool.stop(ctx) }
-
-// stop removes all entries and keeps the pool empty.
-func (p *pool) stop(ctx context.Context) error {
+func (m *Manager) StopPool(ctx context.Context) error {
+	p := &m.pool
 	p.mu.Lock()
 	p.stopped = true
 	if p.cancelFill != nil {
@@ -518,12 +505,12 @@ func (p *pool) stop(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(parallelism)
 	for _, e := range entries {
-		g.Go(func() error { return p.discardLater(ctx, e) })
+		g.Go(func() error { return p.discard(ctx, e) })
 	}
 	return g.Wait()
 }
 
-// reopen lets the pool be filled again after stop.
+// reopen lets the pool be filled again after StopPool.
 func (p *pool) reopen() {
 	p.mu.Lock()
 	p.stopped = false

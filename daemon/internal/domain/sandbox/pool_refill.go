@@ -30,14 +30,15 @@ func (s *poolShape) demandNow(now time.Time) float64 {
 	return s.demand * math.Exp2(-now.Sub(s.demandAt).Seconds()/demandHalf.Seconds())
 }
 
-// next returns the template of which an entry is to be started now, and a function that ends the reservation of its memory; or nil.
-func (p *pool) next(now time.Time) (_ *poolShape, end func()) {
+// next returns the template of which an entry is to be started now, and a function that ends the reservation of its memory. If none
+// is to be started, end is nil.
+func (p *pool) next(now time.Time) (_ Template, end func()) {
 	all := p.sorted()
 	p.mu.Lock()
 	have, used := map[Template]int{}, 0
 	for _, e := range p.entries {
 		have[e.template]++
-		used += e.memoryMiB()
+		used += e.template.MemoryMiB
 	}
 	budget, stopped, hold := p.budget(), p.stopped, p.holdUntil
 	p.mu.Unlock()
@@ -45,8 +46,7 @@ func (p *pool) next(now time.Time) (_ *poolShape, end func()) {
 	slices.SortStableFunc(all, func(a, b poolShape) int {
 		return (b.target(now) - have[b.Template]) - (a.target(now) - have[a.Template])
 	})
-	for i := range all {
-		shape := &all[i]
+	for _, shape := range all {
 		waits := ""
 		switch {
 		case have[shape.Template] >= shape.target(now) || stopped:
@@ -60,13 +60,13 @@ func (p *pool) next(now time.Time) (_ *poolShape, end func()) {
 			var err error
 			if end, err = p.m.admission.tryRefill(uint64(shape.MemoryMiB) << 20); err == nil {
 				p.setWaits(shape.Template, "")
-				return shape, end
+				return shape.Template, end
 			}
 			waits = err.Error()
 		}
 		p.setWaits(shape.Template, waits)
 	}
-	return nil, nil
+	return Template{}, nil
 }
 
 func (p *pool) setWaits(t Template, why string) {
@@ -112,7 +112,7 @@ func (p *pool) fill(ctx context.Context, t Template, end func()) {
 		p.add(e)
 		p.m.Log.Info("added an entry to the pool", "id", e.id, "image", t.Image, "took", time.Since(began).Round(time.Millisecond))
 	} else {
-		_ = p.discardLater(context.WithoutCancel(ctx), e) // also when the server stops
+		_ = p.discard(context.WithoutCancel(ctx), e) // also when the server stops
 	}
 	end()
 	if givenUp {

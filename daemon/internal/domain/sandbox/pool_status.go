@@ -94,7 +94,7 @@ func (m *Manager) PoolStatus() PoolStatus {
 			if e.template != shape.Template {
 				continue
 			}
-			s.MemoryMiB += e.memoryMiB()
+			s.MemoryMiB += e.template.MemoryMiB
 			if e.conn != nil { // otherwise a start does not take it yet
 				t.Ready++
 			}

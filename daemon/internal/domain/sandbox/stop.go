@@ -63,7 +63,7 @@ func (m *Manager) StopAll(ctx context.Context) (int, error) {
 		g       errgroup.Group
 	)
 	g.SetLimit(parallelism)
-	poolErr := m.pool.stop(ctx)
+	poolErr := m.StopPool(ctx)
 	for _, rec := range m.List("") {
 		g.Go(func() error {
 			err := m.Stop(ctx, rec.Name)
