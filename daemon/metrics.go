@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -10,8 +11,12 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// poolLabels are the labels of the metrics of the pool.
-var poolLabels = []string{"image", "cpus", "memory_mib", "disk_mib"}
+// poolLabels are the labels of the metrics of the pool, and entryLabels those of the metrics of each entry. An entry has its place
+// as a label, not its id, so that the number of time series stays small.
+var (
+	poolLabels  = []string{"image", "cpus", "memory_mib", "disk_mib"}
+	entryLabels = append(slices.Clone(poolLabels), "entry")
+)
 
 var (
 	buildInfo    = prometheus.NewDesc("msbd_build_info", "Always 1; the label is the version of the server.", []string{"version"}, nil)
@@ -24,9 +29,9 @@ var (
 	poolHits     = prometheus.NewDesc("msbd_pool_hits_total", "Number of starts of sandboxes that took a microVM of the pool.", poolLabels, nil)
 	poolMisses   = prometheus.NewDesc("msbd_pool_misses_total", "Number of starts of sandboxes for which the pool had no microVM.", poolLabels, nil)
 	poolFailures = prometheus.NewDesc("msbd_pool_refill_failures_total", "Number of microVMs of the pool that could not be started.", poolLabels, nil)
-	poolOldest   = prometheus.NewDesc("msbd_pool_oldest_timestamp_seconds", "When the oldest microVM of the pool was started, as a Unix timestamp; absent if there is none.", poolLabels, nil)
-	poolCPU      = prometheus.NewDesc("msbd_pool_cpu_seconds", "Processor time that the microVMs in the pool have used.", poolLabels, nil)
-	poolMemory   = prometheus.NewDesc("msbd_pool_memory_bytes", "Memory that the microVMs in the pool use, in bytes.", poolLabels, nil)
+	poolCreated  = prometheus.NewDesc("msbd_pool_entry_created_timestamp_seconds", "When a microVM in the pool was started, as a Unix timestamp. Entry 1 is the oldest one.", entryLabels, nil)
+	poolCPU      = prometheus.NewDesc("msbd_pool_entry_cpu_seconds", "Processor time that a microVM in the pool has used. Entry 1 is the oldest one.", entryLabels, nil)
+	poolMemory   = prometheus.NewDesc("msbd_pool_entry_memory_bytes", "Memory that a microVM in the pool uses, in bytes. Entry 1 is the oldest one.", entryLabels, nil)
 	degraded     = prometheus.NewDesc("msbd_degraded", "1 if the server is degraded and refuses changes, else 0.", nil, nil)
 	auditEntries = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
 	diskFree     = prometheus.NewDesc("msbd_disk_free_bytes", "Free space on the disk of the state directory, in bytes, without the reserve.", nil, nil)
@@ -46,7 +51,7 @@ type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, sandboxLimit, startCount, memoryFree, poolEntries, poolHits, poolMisses, poolFailures, poolOldest, poolCPU, poolMemory, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
+	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, sandboxLimit, startCount, memoryFree, poolEntries, poolHits, poolMisses, poolFailures, poolCreated, poolCPU, poolMemory, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
 		out <- d
 	}
 }
@@ -96,17 +101,18 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 func (c statusCollector) collectPool(out chan<- prometheus.Metric) {
 	for _, t := range c.manager.PoolStatus().Templates {
 		labels := []string{t.Image, strconv.Itoa(t.CPUs), strconv.Itoa(t.MemoryMiB), strconv.Itoa(t.DiskMiB)}
-		metric := func(d *prometheus.Desc, kind prometheus.ValueType, value float64) {
-			out <- prometheus.MustNewConstMetric(d, kind, value, labels...)
+		metric := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, more ...string) {
+			out <- prometheus.MustNewConstMetric(d, kind, value, append(slices.Clone(labels), more...)...)
 		}
 		metric(poolEntries, prometheus.GaugeValue, float64(t.Ready))
 		metric(poolHits, prometheus.CounterValue, float64(t.Hits))
 		metric(poolMisses, prometheus.CounterValue, float64(t.Misses))
 		metric(poolFailures, prometheus.CounterValue, float64(t.Failures))
-		metric(poolCPU, prometheus.GaugeValue, t.CPU.Seconds())
-		metric(poolMemory, prometheus.GaugeValue, float64(t.MemoryBytes))
-		if !t.Oldest.IsZero() {
-			metric(poolOldest, prometheus.GaugeValue, float64(t.Oldest.Unix()))
+		for i, e := range t.Entries {
+			place := strconv.Itoa(i + 1)
+			metric(poolCreated, prometheus.GaugeValue, float64(e.CreatedAt.Unix()), place)
+			metric(poolCPU, prometheus.GaugeValue, e.CPU.Seconds(), place)
+			metric(poolMemory, prometheus.GaugeValue, float64(e.MemoryBytes), place)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/admin"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
@@ -134,7 +135,7 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		}
 		st.Warnings = append(st.Warnings, cert.Warnings...)
 	}
-	st.Capacity = s.capacity()
+	st.Capacity, st.Pool = s.capacity(), admin.PoolSummary(s.manager.PoolStatus())
 	for _, rec := range s.manager.List("") {
 		switch rec.State {
 		case sandbox.Running:

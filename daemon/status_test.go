@@ -1,16 +1,25 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
@@ -58,6 +67,26 @@ func TestStatusWarnsOfInsecureSettings(t *testing.T) {
 	}
 }
 
+// metrics returns the values that GET /metrics reports for s, by the name of the metric and the values of its labels.
+func metrics(t *testing.T, s *status) map[string]float64 {
+	t.Helper()
+	families, err := newMetrics(s).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			values[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return values
+}
+
 // The status and the metrics show what is left for starts. What is not known is absent.
 func TestRoomForStarts(t *testing.T) {
 	t.Parallel()
@@ -88,20 +117,7 @@ func TestRoomForStarts(t *testing.T) {
 		if space := state.Space(); space.TotalBytes > 0 && got.GetFreeDiskMib() != int64(space.FreeBytes>>20) {
 			t.Errorf("capacity %v, want the free space of %+v", got, space)
 		}
-		families, err := newMetrics(s).Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		values := map[string]float64{}
-		for _, f := range families {
-			for _, m := range f.GetMetric() {
-				name := f.GetName()
-				for _, l := range m.GetLabel() {
-					name += " " + l.GetValue()
-				}
-				values[name] = m.GetGauge().GetValue()
-			}
-		}
+		values := metrics(t, s)
 		for name, want := range map[string]float64{"msbd_sandboxes_limit": 7, "msbd_starts in_progress": 0, "msbd_starts waiting": 0} {
 			if value, ok := values[name]; !ok || value != want {
 				t.Errorf("%s is %g, present: %t, want %g", name, value, ok, want)
@@ -111,6 +127,66 @@ func TestRoomForStarts(t *testing.T) {
 			t.Errorf("msbd_memory_available_bytes is %g, present: %t", value, ok)
 		}
 	}
+}
+
+// The status and the metrics show the pool.
+func TestStatusShowsThePool(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
+		state, err := store.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer state.Close()
+		issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		manager := sandbox.NewManager(sandbox.Options{
+			Store: state, Runtime: sandboxtest.NewRuntime(), Connect: sandboxtest.NewGuest().Connect,
+			Defaults: sandbox.Config{Template: sandbox.Template{Image: "python", CPUs: 1, MemoryMiB: 512}}, MaxCPUs: 1, MaxMemoryMiB: 512, Boots: 1,
+			Pool: sandbox.PoolOptions{Min: 2, Max: 2}, HostMemory: func() (available, total uint64, err error) { return 64 << 30, 64 << 30, nil },
+			CheckSpace: state.CheckSpace, MakeRoom: state.MakeRoom, Quota: func(string) sandbox.Quota { return sandbox.Quota{} },
+			StartTimeout: time.Minute, Log: log,
+		})
+		defer manager.Close()
+		s := &status{store: state, issuer: issuer, manager: manager, log: log}
+		if got := s.report().GetPool(); got.GetOff() != "" || got.GetReady() != 0 {
+			t.Errorf("before the recovery: pool %v", got)
+		}
+		if _, err := manager.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- manager.RunPool(ctx) }()
+		synctest.Wait()
+		created := float64(time.Now().Unix())
+		if err := manager.Start(t.Context(), sandbox.Name{Namespace: "default", Name: "one"}, sandbox.Request{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		pool := &adminv1.PoolSummary{Ready: 2, Target: 2, Hits: 1, Oldest: timestamppb.Now(), CpuSeconds: 2, MemoryBytes: 10 << 20}
+		if diff := cmp.Diff(pool, s.report().GetPool(), protocmp.Transform()); diff != "" {
+			t.Errorf("status: %s", diff)
+		}
+		values := metrics(t, s)
+		for name, want := range map[string]float64{
+			"entries 1 0 python 512": 2, "hits_total 1 0 python 512": 1, "misses_total 1 0 python 512": 0, "refill_failures_total 1 0 python 512": 0,
+			"entry_created_timestamp_seconds 1 0 1 python 512": created, "entry_created_timestamp_seconds 1 0 2 python 512": created,
+			"entry_cpu_seconds 1 0 1 python 512": 1, "entry_cpu_seconds 1 0 2 python 512": 1,
+			"entry_memory_bytes 1 0 1 python 512": 5 << 20, "entry_memory_bytes 1 0 2 python 512": 5 << 20,
+		} {
+			if value, ok := values["msbd_pool_"+name]; !ok || value != want {
+				t.Errorf("msbd_pool_%s is %g, present: %t, want %g", name, value, ok, want)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestConnectionWarning(t *testing.T) {

@@ -85,6 +85,7 @@ func start(dir string, portals *portals) (*Server, error) {
 	cfg := config.Default()
 	cfg.StateDir, cfg.RunDir, cfg.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), "127.0.0.1:0"
 	cfg.MaxCPUs, cfg.MaxMemoryMiB, cfg.TotalSandboxes = 2, 16<<10, 100
+	cfg.PoolMin = 0
 	cfg.Quotas = map[string]config.Quota{SmallNamespace: {Sandboxes: 1}}
 	s, err := open(context.Background(), cfg, "", nil, portals, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -210,6 +211,7 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 		Store: s.store, Runtime: runtime, Connect: connect,
 		Defaults: sandbox.Config{Template: sandbox.Template{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB, DiskMiB: s.cfg.DefaultDiskMiB}},
 		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB, MaxDiskMiB: s.cfg.MaxDiskMiB, Disks: true,
+		Pool:       sandbox.PoolOptions{Min: s.cfg.PoolMin, Max: s.cfg.PoolMax, MemoryMiB: s.cfg.PoolMemoryMiB},
 		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
 		Boots:      4,
 		HostMemory: func() (available, total uint64, err error) { return 64 << 30, 64 << 30, nil },
@@ -227,6 +229,7 @@ func (s *Server) serve() error {
 	g.Go(func() error { return s.serveAdmin(ctx) })
 	g.Go(func() error { return s.gateway.Serve(ctx, s.httpListener) })
 	g.Go(func() error { return s.issuer.Run(ctx) })
+	g.Go(func() error { return s.manager.RunPool(ctx) })
 	err := g.Wait()
 	if s.serving.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
@@ -238,10 +241,11 @@ func (s *Server) close() error {
 	s.stop()
 	var err error
 	if s.manager != nil {
+		err = s.manager.StopPool(context.Background())
 		s.manager.Close()
 	}
 	if s.portals != nil {
-		err = s.portals.close()
+		err = errors.Join(err, s.portals.close())
 	}
 	for _, l := range []net.Listener{s.httpListener, s.socket} {
 		if l != nil {
@@ -330,6 +334,7 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		AvailableMemoryMib: new(int64(*room.MemoryBytes >> 20)), FreeDiskMib: new(int64(100 << 10)),
 		StartsInProgress: int32(room.Booting), StartsWaiting: int32(room.Waiting),
 	}
+	st.Pool = admin.PoolSummary(s.manager.PoolStatus())
 	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, rpcerr.Message(err))
 	}

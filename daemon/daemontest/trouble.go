@@ -88,7 +88,7 @@ func (t Trouble) describe(st *adminv1.GetStatusResponse) {
 	case OnKVM:
 		st.Isolation = &adminv1.Isolation{Hypervisor: host.Kata, Accelerator: host.KVM}
 	case Old:
-		st.Isolation = &adminv1.Isolation{Accelerator: host.TCG}
+		st.Isolation, st.Pool = &adminv1.Isolation{Accelerator: host.TCG}, nil
 	}
 }
 

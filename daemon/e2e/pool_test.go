@@ -54,7 +54,7 @@ func TestPool(t *testing.T) {
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	before := s.waitForPool(t).GetOldest().AsTime()
+	before := s.waitForPool(t).GetEntries()[0].GetCreatedAt().AsTime()
 	if age := time.Since(before); age < 0 {
 		t.Errorf("the age of the microVM in the pool is %s", age)
 	}

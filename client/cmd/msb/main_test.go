@@ -53,7 +53,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("STATE", dir+"/state")
 			env.Setenv("MSB_SOCKET", dir+"/run/msbd.sock")
 			env.Setenv("MSBD_STATE_DIR", dir+"/state")
-			env.Setenv("MSBD_PORT", "0") // a free port, unless the script sets one
+			env.Setenv("MSBD_PORT", "0")     // a free port, unless the script sets one
+			env.Setenv("MSBD_POOL_MIN", "0") // no pool, unless the script sets one
 			env.Setenv("ME", me.Username)
 			env.Setenv("MY_UID", me.Uid)
 			env.Setenv("TZ", "UTC")

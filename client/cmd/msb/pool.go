@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -32,11 +33,17 @@ var poolSet = &cli.Command{
 		"stays after a restart of the server.",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "image", Usage: "the `IMAGE`, as starts name it (default: the server's default image)"},
-		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs (default: the server's)"},
-		&cli.IntFlag{Name: "memory", Usage: "memory in `MIB` (default: the server's)"},
-		&cli.IntFlag{Name: "disk", Usage: "size of the writable disk in `MIB` (default: the server's)"},
-		&cli.IntFlag{Name: "min", Usage: "least number `N` of microVMs", Required: true},
-		&cli.IntFlag{Name: "max", Usage: "largest number `N` of microVMs, while many sandboxes are started", Required: true},
+		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs", DefaultText: "the server's"},
+		&cli.GenericFlag{
+			Name: "memory", Aliases: []string{"m"}, Value: &sandboxSize{least: minMemory},
+			Usage: "memory `SIZE`: a number of MiB, or with a unit, such as 512m or 1g (default: the server's)",
+		},
+		&cli.GenericFlag{
+			Name: "disk", Value: &sandboxSize{least: minDisk},
+			Usage: "size of the writable disk, `SIZE`: as for --memory (default: the server's)",
+		},
+		&cli.IntFlag{Name: "min", Usage: "least number `N` of microVMs; required", DefaultText: "none"},
+		&cli.IntFlag{Name: "max", Usage: "largest number `N` of microVMs, while many sandboxes are started; required", DefaultText: "none"},
 	},
 	Action: setPool,
 }
@@ -50,23 +57,28 @@ type poolReport struct {
 }
 
 type poolInfo struct {
-	Image       string     `json:"image"`
-	CPUs        int32      `json:"cpus"`
-	MemoryMiB   int32      `json:"memory_mib"`
-	DiskMiB     int32      `json:"disk_mib"`
-	Default     bool       `json:"default"`
-	Min         int32      `json:"min"`
-	Max         int32      `json:"max"`
-	Target      int32      `json:"target"`
-	Ready       int32      `json:"ready"`
-	Filling     bool       `json:"filling"`
-	Hits        uint64     `json:"hits"`
-	Misses      uint64     `json:"misses"`
-	Failures    uint64     `json:"failures"`
-	LastError   string     `json:"last_error,omitempty"`
-	Waits       string     `json:"waits,omitempty"`
-	RetryAt     *time.Time `json:"retry_at,omitempty"`
-	Oldest      *time.Time `json:"oldest,omitempty"`
+	Image     string      `json:"image"`
+	CPUs      int32       `json:"cpus"`
+	MemoryMiB int32       `json:"memory_mib"`
+	DiskMiB   int32       `json:"disk_mib"`
+	Default   bool        `json:"default"`
+	Min       int32       `json:"min"`
+	Max       int32       `json:"max"`
+	Target    int32       `json:"target"`
+	Ready     int32       `json:"ready"`
+	Filling   bool        `json:"filling"`
+	Hits      uint64      `json:"hits"`
+	Misses    uint64      `json:"misses"`
+	Failures  uint64      `json:"failures"`
+	LastError string      `json:"last_error,omitempty"`
+	Waits     string      `json:"waits,omitempty"`
+	RetryAt   *time.Time  `json:"retry_at,omitempty"`
+	Entries   []poolEntry `json:"entries"` // from the oldest to the newest
+}
+
+type poolEntry struct {
+	ID          string     `json:"id"`
+	CreatedAt   *time.Time `json:"created_at"`
 	CPUSeconds  float64    `json:"cpu_seconds"`
 	MemoryBytes uint64     `json:"memory_bytes"`
 }
@@ -85,11 +97,15 @@ func showPool(c *cli.Context) error {
 		report := poolReport{Off: status.GetOff(), MemoryMiB: status.GetMemoryMib(), MaxMemoryMiB: status.GetMaxMemoryMib(), Pools: []poolInfo{}}
 		for _, p := range status.GetPools() {
 			t := p.GetTemplate()
+			entries := []poolEntry{}
+			for _, e := range p.GetEntries() {
+				entries = append(entries, poolEntry{e.GetId(), jsonTime(e.GetCreatedAt()), e.GetCpuSeconds(), e.GetMemoryBytes()})
+			}
 			report.Pools = append(report.Pools, poolInfo{
 				Image: t.GetImage(), CPUs: t.GetCpus(), MemoryMiB: t.GetMemoryMib(), DiskMiB: t.GetDiskMib(), Default: p.GetIsDefault(),
 				Min: p.GetMin(), Max: p.GetMax(), Target: p.GetTarget(), Ready: p.GetReady(), Filling: p.GetFilling(), Hits: p.GetHits(),
 				Misses: p.GetMisses(), Failures: p.GetFailures(), LastError: p.GetLastError(), Waits: p.GetWaits(), RetryAt: jsonTime(p.GetRetryAt()),
-				Oldest: jsonTime(p.GetOldest()), CPUSeconds: p.GetCpuSeconds(), MemoryBytes: p.GetMemoryBytes(),
+				Entries: entries,
 			})
 		}
 		return printJSON(c, report)
@@ -99,14 +115,25 @@ func showPool(c *cli.Context) error {
 		return nil
 	}
 	rows := [][]string{{"IMAGE", "CPUS", "MEMORY", "DISK", "READY", "MIN", "MAX", "HITS", "MISSES", "FAILURES", "STATE"}}
+	entries := [][]string{{"MICROVM", "IMAGE", "AGE", "CPU TIME", "MEMORY USED"}}
+	now := time.Now()
 	for _, p := range status.GetPools() {
 		t := p.GetTemplate()
 		rows = append(rows, []string{
 			t.GetImage(), fmt.Sprint(t.GetCpus()), fmt.Sprintf("%d MiB", t.GetMemoryMib()), fmt.Sprintf("%d MiB", t.GetDiskMib()), fmt.Sprint(p.GetReady()),
-			fmt.Sprint(p.GetMin()), fmt.Sprint(p.GetMax()), fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetMisses()), fmt.Sprint(p.GetFailures()), poolState(p),
+			fmt.Sprint(p.GetMin()), fmt.Sprint(p.GetMax()), fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetMisses()), fmt.Sprint(p.GetFailures()), oneLine(poolState(p)),
 		})
+		for _, e := range p.GetEntries() {
+			entries = append(entries, []string{
+				e.GetId(), t.GetImage(), age(now.Sub(e.GetCreatedAt().AsTime())), fmt.Sprintf("%.1fs", e.GetCpuSeconds()), size(int64(e.GetMemoryBytes())),
+			})
+		}
 	}
-	return printTable(c.App.Writer, rows)
+	if err := printTable(c.App.Writer, rows); err != nil || len(entries) == 1 {
+		return err
+	}
+	fmt.Fprintln(c.App.Writer)
+	return printTable(c.App.Writer, entries)
 }
 
 // poolState says in a few words what a pool is doing.
@@ -126,11 +153,20 @@ func setPool(c *cli.Context) error {
 	if err := noArguments(c); err != nil {
 		return err
 	}
+	if !c.IsSet("min") || !c.IsSet("max") {
+		return usageError(c, "give --min and --max")
+	}
+	for _, name := range []string{"cpus", "min", "max"} {
+		if n := c.Int(name); n < 0 || n > math.MaxInt32 {
+			return usageError(c, `invalid value "%d" for --%s: give a number from 0 to %d`, n, name, math.MaxInt32)
+		}
+	}
 	a := admin(c)
 	defer a.Close()
 	t, err := a.SetPool(c.Context, &adminv1.SetPoolRequest{
 		Template: &adminv1.PoolTemplate{
-			Image: c.String("image"), Cpus: int32(c.Int("cpus")), MemoryMib: int32(c.Int("memory")), DiskMib: int32(c.Int("disk")),
+			Image: c.String("image"), Cpus: int32(c.Int("cpus")),
+			MemoryMib: int32(c.Generic("memory").(*sandboxSize).mib), DiskMib: int32(c.Generic("disk").(*sandboxSize).mib),
 		},
 		Min: int32(c.Int("min")), Max: int32(c.Int("max")),
 	})

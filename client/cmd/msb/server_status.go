@@ -55,6 +55,7 @@ type statusInfo struct {
 	Isolation       isolationInfo `json:"isolation"`
 	Sandboxes       sandboxCounts `json:"sandboxes"`
 	Capacity        *capacityInfo `json:"capacity"` // null if the server is older than msb
+	Pool            *poolTotal    `json:"pool"`     // null if the server is older than msb
 	Recovery        recoveryInfo  `json:"recovery"`
 	Containerd      string        `json:"containerd_version"`
 	Kata            string        `json:"kata_version"`
@@ -101,6 +102,18 @@ type capacityInfo struct {
 	FreeDiskMiB        *int64 `json:"free_disk_mib"`
 	StartsInProgress   int32  `json:"starts_in_progress"`
 	StartsWaiting      int32  `json:"starts_waiting"`
+}
+
+// poolTotal describes all pools. Only Off is set if there is none.
+type poolTotal struct {
+	Off         string     `json:"off,omitempty"` // why there is none
+	Ready       int32      `json:"ready"`
+	Target      int32      `json:"target"`
+	Hits        uint64     `json:"hits"`
+	Misses      uint64     `json:"misses"`
+	Oldest      *time.Time `json:"oldest"` // null if there is none
+	CPUSeconds  float64    `json:"cpu_seconds"`
+	MemoryBytes uint64     `json:"memory_bytes"`
 }
 
 type recoveryInfo struct {
@@ -201,6 +214,9 @@ func statusDocument(st *adminv1.GetStatusResponse, err error) any {
 			StartsInProgress: c.GetStartsInProgress(), StartsWaiting: c.GetStartsWaiting(),
 		}
 	}
+	if p := st.GetPool(); p != nil {
+		info.Pool = &poolTotal{p.GetOff(), p.GetReady(), p.GetTarget(), p.GetHits(), p.GetMisses(), jsonTime(p.GetOldest()), p.GetCpuSeconds(), p.GetMemoryBytes()}
+	}
 	if t := st.GetTls(); t != nil {
 		info.TLS = &tlsInfo{t.GetSource(), append([]string{}, t.GetNames()...), jsonTime(t.GetNotAfter()), t.GetClientCertificates()}
 	}
@@ -276,7 +292,7 @@ func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 		{"audit log", plural(st.GetAuditEntries(), "entry", "entries")},
 	}, isolationRows(describeIsolation(st.GetIsolation())), [][]string{
 		{"sandboxes", fmt.Sprintf("%d running, %d failed", st.GetSandboxesRunning(), st.GetSandboxesFailed())},
-	}, capacityRows(st.GetCapacity()), [][]string{
+	}, capacityRows(st.GetCapacity()), poolRows(st.GetPool(), now), [][]string{
 		{"recovery", fmt.Sprintf("%d adopted, %d lost, %d removed when the server started",
 			st.GetRecovery().GetAdopted(), st.GetRecovery().GetLost(), st.GetRecovery().GetRemoved())},
 	})
@@ -310,6 +326,20 @@ func capacityRows(c *adminv1.Capacity) [][]string {
 			[]string{"starts", fmt.Sprintf("%d in progress, %d waiting", c.GetStartsInProgress(), c.GetStartsWaiting())})
 	}
 	return rows
+}
+
+func poolRows(p *adminv1.PoolSummary, now time.Time) [][]string {
+	switch {
+	case p == nil: // the server is older than msb
+		return nil
+	case p.GetOff() != "":
+		return [][]string{{"warm pool", withReason("off", p.GetOff())}}
+	}
+	text := fmt.Sprintf("%d of %d ready, %d hits, %d misses", p.GetReady(), p.GetTarget(), p.GetHits(), p.GetMisses())
+	if p.GetOldest() != nil {
+		text += fmt.Sprintf(", %s of memory, the oldest %s old", size(int64(p.GetMemoryBytes())), age(now.Sub(p.GetOldest().AsTime())))
+	}
+	return [][]string{{"warm pool", text}}
 }
 
 func isolationRows(i isolationInfo) [][]string {

@@ -135,7 +135,7 @@ func (x GetStatusResponse_DaemonState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GetStatusResponse_DaemonState.Descriptor instead.
 func (GetStatusResponse_DaemonState) EnumDescriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7, 0}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type PoolStatusRequest struct {
@@ -336,11 +336,8 @@ type Pool struct {
 	Waits string `protobuf:"bytes,12,opt,name=waits,proto3" json:"waits,omitempty"`
 	// When the next one is tried after a failure.
 	RetryAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=retry_at,json=retryAt,proto3" json:"retry_at,omitempty"`
-	// When the oldest one was started.
-	Oldest *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=oldest,proto3" json:"oldest,omitempty"`
-	// What all of them have used, and use.
-	CpuSeconds    float64 `protobuf:"fixed64,15,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
-	MemoryBytes   uint64  `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// From the oldest to the newest. A start of a sandbox takes the oldest one that is ready.
+	Entries       []*PoolEntry `protobuf:"bytes,14,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -466,21 +463,77 @@ func (x *Pool) GetRetryAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *Pool) GetOldest() *timestamppb.Timestamp {
+func (x *Pool) GetEntries() []*PoolEntry {
 	if x != nil {
-		return x.Oldest
+		return x.Entries
 	}
 	return nil
 }
 
-func (x *Pool) GetCpuSeconds() float64 {
+// PoolEntry describes a microVM that was started in advance.
+type PoolEntry struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// What it had used, and used, when it was measured, which is done each minute.
+	CpuSeconds    float64 `protobuf:"fixed64,3,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
+	MemoryBytes   uint64  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolEntry) Reset() {
+	*x = PoolEntry{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolEntry) ProtoMessage() {}
+
+func (x *PoolEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolEntry.ProtoReflect.Descriptor instead.
+func (*PoolEntry) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PoolEntry) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PoolEntry) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *PoolEntry) GetCpuSeconds() float64 {
 	if x != nil {
 		return x.CpuSeconds
 	}
 	return 0
 }
 
-func (x *Pool) GetMemoryBytes() uint64 {
+func (x *PoolEntry) GetMemoryBytes() uint64 {
 	if x != nil {
 		return x.MemoryBytes
 	}
@@ -500,7 +553,7 @@ type SetPoolRequest struct {
 
 func (x *SetPoolRequest) Reset() {
 	*x = SetPoolRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +565,7 @@ func (x *SetPoolRequest) String() string {
 func (*SetPoolRequest) ProtoMessage() {}
 
 func (x *SetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +578,7 @@ func (x *SetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolRequest.ProtoReflect.Descriptor instead.
 func (*SetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SetPoolRequest) GetTemplate() *PoolTemplate {
@@ -559,7 +612,7 @@ type SetPoolResponse struct {
 
 func (x *SetPoolResponse) Reset() {
 	*x = SetPoolResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +624,7 @@ func (x *SetPoolResponse) String() string {
 func (*SetPoolResponse) ProtoMessage() {}
 
 func (x *SetPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +637,7 @@ func (x *SetPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolResponse.ProtoReflect.Descriptor instead.
 func (*SetPoolResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SetPoolResponse) GetTemplate() *PoolTemplate {
@@ -602,7 +655,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +667,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +680,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 type GetStatusResponse struct {
@@ -661,14 +714,16 @@ type GetStatusResponse struct {
 	// The number of entries in the audit log.
 	AuditEntries uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
 	// The limits for all sandboxes together. Absent if the server is older than this field.
-	Capacity      *Capacity `protobuf:"bytes,30,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Capacity *Capacity `protobuf:"bytes,30,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	// The microVMs that were started in advance. Absent if the server is older than this field.
+	Pool          *PoolSummary `protobuf:"bytes,31,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +735,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +748,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetStatusResponse) GetState() GetStatusResponse_DaemonState {
@@ -850,6 +905,119 @@ func (x *GetStatusResponse) GetCapacity() *Capacity {
 	return nil
 }
 
+func (x *GetStatusResponse) GetPool() *PoolSummary {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+// PoolSummary describes the microVMs of all images and sizes that were started in advance. PoolStatus describes each of them.
+type PoolSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why there is no pool. Empty if there is one.
+	Off string `protobuf:"bytes,1,opt,name=off,proto3" json:"off,omitempty"`
+	// How many a start of a sandbox can take now, and how many there should be now.
+	Ready  int32 `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	Target int32 `protobuf:"varint,3,opt,name=target,proto3" json:"target,omitempty"`
+	// The numbers of starts of sandboxes that took one, and that found none.
+	Hits   uint64 `protobuf:"varint,4,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses uint64 `protobuf:"varint,5,opt,name=misses,proto3" json:"misses,omitempty"`
+	// When the oldest one was started. Absent if there is none.
+	Oldest *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	// What all of them had used, and used, when they were measured.
+	CpuSeconds    float64 `protobuf:"fixed64,7,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
+	MemoryBytes   uint64  `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolSummary) Reset() {
+	*x = PoolSummary{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolSummary) ProtoMessage() {}
+
+func (x *PoolSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolSummary.ProtoReflect.Descriptor instead.
+func (*PoolSummary) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PoolSummary) GetOff() string {
+	if x != nil {
+		return x.Off
+	}
+	return ""
+}
+
+func (x *PoolSummary) GetReady() int32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *PoolSummary) GetTarget() int32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *PoolSummary) GetHits() uint64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *PoolSummary) GetMisses() uint64 {
+	if x != nil {
+		return x.Misses
+	}
+	return 0
+}
+
+func (x *PoolSummary) GetOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Oldest
+	}
+	return nil
+}
+
+func (x *PoolSummary) GetCpuSeconds() float64 {
+	if x != nil {
+		return x.CpuSeconds
+	}
+	return 0
+}
+
+func (x *PoolSummary) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 // Capacity says how much room the server has for sandboxes. Failed sandboxes use none of it.
 type Capacity struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -875,7 +1043,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1055,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1068,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Capacity) GetSandboxes() int32 {
@@ -976,7 +1144,7 @@ type TLS struct {
 
 func (x *TLS) Reset() {
 	*x = TLS{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1156,7 @@ func (x *TLS) String() string {
 func (*TLS) ProtoMessage() {}
 
 func (x *TLS) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1169,7 @@ func (x *TLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLS.ProtoReflect.Descriptor instead.
 func (*TLS) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TLS) GetSource() string {
@@ -1043,7 +1211,7 @@ type KeyCounts struct {
 
 func (x *KeyCounts) Reset() {
 	*x = KeyCounts{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1223,7 @@ func (x *KeyCounts) String() string {
 func (*KeyCounts) ProtoMessage() {}
 
 func (x *KeyCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1236,7 @@ func (x *KeyCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyCounts.ProtoReflect.Descriptor instead.
 func (*KeyCounts) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KeyCounts) GetLive() int32 {
@@ -1111,7 +1279,7 @@ type Isolation struct {
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1291,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1304,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Isolation) GetAccelerator() string {
@@ -1188,7 +1356,7 @@ type Recovery struct {
 
 func (x *Recovery) Reset() {
 	*x = Recovery{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1368,7 @@ func (x *Recovery) String() string {
 func (*Recovery) ProtoMessage() {}
 
 func (x *Recovery) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1381,7 @@ func (x *Recovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
 func (*Recovery) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Recovery) GetAdopted() int32 {
@@ -1255,7 +1423,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1435,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1448,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateKeyRequest) GetExpire() string {
@@ -1322,7 +1490,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1502,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1515,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateKeyResponse) GetKey() string {
@@ -1400,7 +1568,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1580,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1593,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Key) GetId() string {
@@ -1552,7 +1720,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1732,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1745,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListKeysRequest) GetNamespace() string {
@@ -1626,7 +1794,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1806,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1819,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1678,7 +1846,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1858,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1871,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetKeyRequest) GetRef() string {
@@ -1722,7 +1890,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1902,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1915,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetKeyResponse) GetKey() *Key {
@@ -1767,7 +1935,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1947,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1960,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokeKeyRequest) GetRef() string {
@@ -1811,7 +1979,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1991,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2004,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1860,7 +2028,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +2040,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +2053,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RotateKeyRequest) GetRef() string {
@@ -1922,7 +2090,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2102,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2115,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RotateKeyResponse) GetKey() string {
@@ -1984,7 +2152,7 @@ type PruneKeysRequest struct {
 
 func (x *PruneKeysRequest) Reset() {
 	*x = PruneKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2164,7 @@ func (x *PruneKeysRequest) String() string {
 func (*PruneKeysRequest) ProtoMessage() {}
 
 func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2177,7 @@ func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysRequest.ProtoReflect.Descriptor instead.
 func (*PruneKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PruneKeysRequest) GetDeadFor() string {
@@ -2035,7 +2203,7 @@ type PruneKeysResponse struct {
 
 func (x *PruneKeysResponse) Reset() {
 	*x = PruneKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2215,7 @@ func (x *PruneKeysResponse) String() string {
 func (*PruneKeysResponse) ProtoMessage() {}
 
 func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2228,7 @@ func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysResponse.ProtoReflect.Descriptor instead.
 func (*PruneKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PruneKeysResponse) GetKeys() []*Key {
@@ -2080,7 +2248,7 @@ type AcceptClockRequest struct {
 
 func (x *AcceptClockRequest) Reset() {
 	*x = AcceptClockRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2260,7 @@ func (x *AcceptClockRequest) String() string {
 func (*AcceptClockRequest) ProtoMessage() {}
 
 func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2273,7 @@ func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockRequest.ProtoReflect.Descriptor instead.
 func (*AcceptClockRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AcceptClockRequest) GetDryRun() bool {
@@ -2132,7 +2300,7 @@ type AcceptClockResponse struct {
 
 func (x *AcceptClockResponse) Reset() {
 	*x = AcceptClockResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2312,7 @@ func (x *AcceptClockResponse) String() string {
 func (*AcceptClockResponse) ProtoMessage() {}
 
 func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2325,7 @@ func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockResponse.ProtoReflect.Descriptor instead.
 func (*AcceptClockResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AcceptClockResponse) GetFrom() *timestamppb.Timestamp {
@@ -2203,7 +2371,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2383,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2396,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type ResetResponse struct {
@@ -2242,7 +2410,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2422,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2435,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResetResponse) GetSigningKeyId() string {
@@ -2292,7 +2460,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2472,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2485,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 type BackupResponse struct {
@@ -2329,7 +2497,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2509,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2522,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -2373,7 +2541,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2553,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2566,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -2423,7 +2591,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2603,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2616,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RestoreResponse) GetSigningKeyId() string {
@@ -2491,7 +2659,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2671,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2684,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TailAuditRequest) GetLast() int32 {
@@ -2543,7 +2711,7 @@ type TailAuditResponse struct {
 
 func (x *TailAuditResponse) Reset() {
 	*x = TailAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2723,7 @@ func (x *TailAuditResponse) String() string {
 func (*TailAuditResponse) ProtoMessage() {}
 
 func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2736,7 @@ func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditResponse.ProtoReflect.Descriptor instead.
 func (*TailAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TailAuditResponse) GetLine() string {
@@ -2586,7 +2754,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2766,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2779,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type VerifyAuditResponse struct {
@@ -2632,7 +2800,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2812,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2825,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *VerifyAuditResponse) GetEntries() uint64 {
@@ -2712,7 +2880,7 @@ type AuditSegment struct {
 
 func (x *AuditSegment) Reset() {
 	*x = AuditSegment{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2892,7 @@ func (x *AuditSegment) String() string {
 func (*AuditSegment) ProtoMessage() {}
 
 func (x *AuditSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2905,7 @@ func (x *AuditSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSegment.ProtoReflect.Descriptor instead.
 func (*AuditSegment) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AuditSegment) GetPath() string {
@@ -2783,7 +2951,7 @@ type SealAuditRequest struct {
 
 func (x *SealAuditRequest) Reset() {
 	*x = SealAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2963,7 @@ func (x *SealAuditRequest) String() string {
 func (*SealAuditRequest) ProtoMessage() {}
 
 func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2976,7 @@ func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealAuditRequest.ProtoReflect.Descriptor instead.
 func (*SealAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type SealAuditResponse struct {
@@ -2820,7 +2988,7 @@ type SealAuditResponse struct {
 
 func (x *SealAuditResponse) Reset() {
 	*x = SealAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3000,7 @@ func (x *SealAuditResponse) String() string {
 func (*SealAuditResponse) ProtoMessage() {}
 
 func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3013,7 @@ func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealAuditResponse.ProtoReflect.Descriptor instead.
 func (*SealAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SealAuditResponse) GetSegment() *AuditSegment {
@@ -2863,7 +3031,7 @@ type AcknowledgeAuditRequest struct {
 
 func (x *AcknowledgeAuditRequest) Reset() {
 	*x = AcknowledgeAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2875,7 +3043,7 @@ func (x *AcknowledgeAuditRequest) String() string {
 func (*AcknowledgeAuditRequest) ProtoMessage() {}
 
 func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2888,7 +3056,7 @@ func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeAuditRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type AcknowledgeAuditResponse struct {
@@ -2901,7 +3069,7 @@ type AcknowledgeAuditResponse struct {
 
 func (x *AcknowledgeAuditResponse) Reset() {
 	*x = AcknowledgeAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2913,7 +3081,7 @@ func (x *AcknowledgeAuditResponse) String() string {
 func (*AcknowledgeAuditResponse) ProtoMessage() {}
 
 func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2926,7 +3094,7 @@ func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeAuditResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AcknowledgeAuditResponse) GetProblems() []string {
@@ -2946,7 +3114,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3126,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3139,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -2991,7 +3159,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3171,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3184,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -3043,7 +3211,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3223,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3236,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -3087,7 +3255,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3267,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3280,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -3144,7 +3312,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3324,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3337,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -3252,7 +3420,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3432,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3445,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -3302,7 +3470,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3482,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3495,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 type ImportImageRequest struct {
@@ -3340,7 +3508,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3352,7 +3520,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3365,7 +3533,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -3387,7 +3555,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3567,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3580,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -3444,7 +3612,7 @@ type ImportProgress struct {
 
 func (x *ImportProgress) Reset() {
 	*x = ImportProgress{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[52]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3624,7 @@ func (x *ImportProgress) String() string {
 func (*ImportProgress) ProtoMessage() {}
 
 func (x *ImportProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[52]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3637,7 @@ func (x *ImportProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportProgress.ProtoReflect.Descriptor instead.
 func (*ImportProgress) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ImportProgress) GetPhase() string {
@@ -3508,7 +3676,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[53]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3520,7 +3688,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[53]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3533,7 +3701,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 type ListImagesResponse struct {
@@ -3545,7 +3713,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[54]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3725,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[54]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +3738,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3590,7 +3758,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[55]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3770,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[55]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3783,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -3633,7 +3801,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[56]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3645,7 +3813,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[56]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3658,7 +3826,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 type Image struct {
@@ -3675,7 +3843,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[57]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3687,7 +3855,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[57]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3700,7 +3868,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Image) GetName() string {
@@ -3748,7 +3916,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x03 \x01(\x05R\tmemoryMib\x12\x19\n" +
-	"\bdisk_mib\x18\x04 \x01(\x05R\adiskMib\"\xf5\x03\n" +
+	"\bdisk_mib\x18\x04 \x01(\x05R\adiskMib\"\xb0\x03\n" +
 	"\x04Pool\x126\n" +
 	"\btemplate\x18\x01 \x01(\v2\x1a.msb.admin.v1.PoolTemplateR\btemplate\x12\x1d\n" +
 	"\n" +
@@ -3765,18 +3933,22 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\v \x01(\tR\tlastError\x12\x14\n" +
 	"\x05waits\x18\f \x01(\tR\x05waits\x125\n" +
-	"\bretry_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aretryAt\x122\n" +
-	"\x06oldest\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x06oldest\x12\x1f\n" +
-	"\vcpu_seconds\x18\x0f \x01(\x01R\n" +
+	"\bretry_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aretryAt\x121\n" +
+	"\aentries\x18\x0e \x03(\v2\x17.msb.admin.v1.PoolEntryR\aentries\"\x9a\x01\n" +
+	"\tPoolEntry\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1f\n" +
+	"\vcpu_seconds\x18\x03 \x01(\x01R\n" +
 	"cpuSeconds\x12!\n" +
-	"\fmemory_bytes\x18\x10 \x01(\x04R\vmemoryBytes\"l\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\"l\n" +
 	"\x0eSetPoolRequest\x126\n" +
 	"\btemplate\x18\x01 \x01(\v2\x1a.msb.admin.v1.PoolTemplateR\btemplate\x12\x10\n" +
 	"\x03min\x18\x02 \x01(\x05R\x03min\x12\x10\n" +
 	"\x03max\x18\x03 \x01(\x05R\x03max\"I\n" +
 	"\x0fSetPoolResponse\x126\n" +
 	"\btemplate\x18\x01 \x01(\v2\x1a.msb.admin.v1.PoolTemplateR\btemplate\"\x12\n" +
-	"\x10GetStatusRequest\"\xf7\b\n" +
+	"\x10GetStatusRequest\"\xa6\t\n" +
 	"\x11GetStatusResponse\x12A\n" +
 	"\x05state\x18\x01 \x01(\x0e2+.msb.admin.v1.GetStatusResponse.DaemonStateR\x05state\x12)\n" +
 	"\x10degraded_reasons\x18\x02 \x03(\tR\x0fdegradedReasons\x12\x18\n" +
@@ -3802,14 +3974,25 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x03tls\x18\x13 \x01(\v2\x11.msb.admin.v1.TLSR\x03tls\x12\x1a\n" +
 	"\bwarnings\x18\x14 \x03(\tR\bwarnings\x12#\n" +
 	"\raudit_entries\x18\x15 \x01(\x04R\fauditEntries\x122\n" +
-	"\bcapacity\x18\x1e \x01(\v2\x16.msb.admin.v1.CapacityR\bcapacity\"\xb1\x01\n" +
+	"\bcapacity\x18\x1e \x01(\v2\x16.msb.admin.v1.CapacityR\bcapacity\x12-\n" +
+	"\x04pool\x18\x1f \x01(\v2\x19.msb.admin.v1.PoolSummaryR\x04pool\"\xb1\x01\n" +
 	"\vDaemonState\x12\x1c\n" +
 	"\x18DAEMON_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DAEMON_STATE_STARTING\x10\x01\x12\x1b\n" +
 	"\x17DAEMON_STATE_RECOVERING\x10\x02\x12\x16\n" +
 	"\x12DAEMON_STATE_READY\x10\x03\x12\x19\n" +
 	"\x15DAEMON_STATE_DRAINING\x10\x04\x12\x19\n" +
-	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\xf2\x02\n" +
+	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\xf1\x01\n" +
+	"\vPoolSummary\x12\x10\n" +
+	"\x03off\x18\x01 \x01(\tR\x03off\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\x05R\x05ready\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\x05R\x06target\x12\x12\n" +
+	"\x04hits\x18\x04 \x01(\x04R\x04hits\x12\x16\n" +
+	"\x06misses\x18\x05 \x01(\x04R\x06misses\x122\n" +
+	"\x06oldest\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06oldest\x12\x1f\n" +
+	"\vcpu_seconds\x18\a \x01(\x01R\n" +
+	"cpuSeconds\x12!\n" +
+	"\fmemory_bytes\x18\b \x01(\x04R\vmemoryBytes\"\xf2\x02\n" +
 	"\bCapacity\x12\x1c\n" +
 	"\tsandboxes\x18\x01 \x01(\x05R\tsandboxes\x12#\n" +
 	"\rmax_sandboxes\x18\x02 \x01(\x05R\fmaxSandboxes\x12\x1d\n" +
@@ -4053,7 +4236,7 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
@@ -4061,153 +4244,158 @@ var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(*PoolStatusResponse)(nil),         // 3: msb.admin.v1.PoolStatusResponse
 	(*PoolTemplate)(nil),               // 4: msb.admin.v1.PoolTemplate
 	(*Pool)(nil),                       // 5: msb.admin.v1.Pool
-	(*SetPoolRequest)(nil),             // 6: msb.admin.v1.SetPoolRequest
-	(*SetPoolResponse)(nil),            // 7: msb.admin.v1.SetPoolResponse
-	(*GetStatusRequest)(nil),           // 8: msb.admin.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 9: msb.admin.v1.GetStatusResponse
-	(*Capacity)(nil),                   // 10: msb.admin.v1.Capacity
-	(*TLS)(nil),                        // 11: msb.admin.v1.TLS
-	(*KeyCounts)(nil),                  // 12: msb.admin.v1.KeyCounts
-	(*Isolation)(nil),                  // 13: msb.admin.v1.Isolation
-	(*Recovery)(nil),                   // 14: msb.admin.v1.Recovery
-	(*CreateKeyRequest)(nil),           // 15: msb.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),          // 16: msb.admin.v1.CreateKeyResponse
-	(*Key)(nil),                        // 17: msb.admin.v1.Key
-	(*ListKeysRequest)(nil),            // 18: msb.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),           // 19: msb.admin.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),              // 20: msb.admin.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),             // 21: msb.admin.v1.GetKeyResponse
-	(*RevokeKeyRequest)(nil),           // 22: msb.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),          // 23: msb.admin.v1.RevokeKeyResponse
-	(*RotateKeyRequest)(nil),           // 24: msb.admin.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 25: msb.admin.v1.RotateKeyResponse
-	(*PruneKeysRequest)(nil),           // 26: msb.admin.v1.PruneKeysRequest
-	(*PruneKeysResponse)(nil),          // 27: msb.admin.v1.PruneKeysResponse
-	(*AcceptClockRequest)(nil),         // 28: msb.admin.v1.AcceptClockRequest
-	(*AcceptClockResponse)(nil),        // 29: msb.admin.v1.AcceptClockResponse
-	(*ResetRequest)(nil),               // 30: msb.admin.v1.ResetRequest
-	(*ResetResponse)(nil),              // 31: msb.admin.v1.ResetResponse
-	(*BackupRequest)(nil),              // 32: msb.admin.v1.BackupRequest
-	(*BackupResponse)(nil),             // 33: msb.admin.v1.BackupResponse
-	(*RestoreRequest)(nil),             // 34: msb.admin.v1.RestoreRequest
-	(*RestoreResponse)(nil),            // 35: msb.admin.v1.RestoreResponse
-	(*TailAuditRequest)(nil),           // 36: msb.admin.v1.TailAuditRequest
-	(*TailAuditResponse)(nil),          // 37: msb.admin.v1.TailAuditResponse
-	(*VerifyAuditRequest)(nil),         // 38: msb.admin.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 39: msb.admin.v1.VerifyAuditResponse
-	(*AuditSegment)(nil),               // 40: msb.admin.v1.AuditSegment
-	(*SealAuditRequest)(nil),           // 41: msb.admin.v1.SealAuditRequest
-	(*SealAuditResponse)(nil),          // 42: msb.admin.v1.SealAuditResponse
-	(*AcknowledgeAuditRequest)(nil),    // 43: msb.admin.v1.AcknowledgeAuditRequest
-	(*AcknowledgeAuditResponse)(nil),   // 44: msb.admin.v1.AcknowledgeAuditResponse
-	(*ShutdownRequest)(nil),            // 45: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 46: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 47: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 48: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 49: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 50: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 51: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 52: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 53: msb.admin.v1.ImportImageResponse
-	(*ImportProgress)(nil),             // 54: msb.admin.v1.ImportProgress
-	(*ListImagesRequest)(nil),          // 55: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 56: msb.admin.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),         // 57: msb.admin.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),        // 58: msb.admin.v1.RemoveImageResponse
-	(*Image)(nil),                      // 59: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 60: google.protobuf.Timestamp
+	(*PoolEntry)(nil),                  // 6: msb.admin.v1.PoolEntry
+	(*SetPoolRequest)(nil),             // 7: msb.admin.v1.SetPoolRequest
+	(*SetPoolResponse)(nil),            // 8: msb.admin.v1.SetPoolResponse
+	(*GetStatusRequest)(nil),           // 9: msb.admin.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 10: msb.admin.v1.GetStatusResponse
+	(*PoolSummary)(nil),                // 11: msb.admin.v1.PoolSummary
+	(*Capacity)(nil),                   // 12: msb.admin.v1.Capacity
+	(*TLS)(nil),                        // 13: msb.admin.v1.TLS
+	(*KeyCounts)(nil),                  // 14: msb.admin.v1.KeyCounts
+	(*Isolation)(nil),                  // 15: msb.admin.v1.Isolation
+	(*Recovery)(nil),                   // 16: msb.admin.v1.Recovery
+	(*CreateKeyRequest)(nil),           // 17: msb.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 18: msb.admin.v1.CreateKeyResponse
+	(*Key)(nil),                        // 19: msb.admin.v1.Key
+	(*ListKeysRequest)(nil),            // 20: msb.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 21: msb.admin.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 22: msb.admin.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),             // 23: msb.admin.v1.GetKeyResponse
+	(*RevokeKeyRequest)(nil),           // 24: msb.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),          // 25: msb.admin.v1.RevokeKeyResponse
+	(*RotateKeyRequest)(nil),           // 26: msb.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 27: msb.admin.v1.RotateKeyResponse
+	(*PruneKeysRequest)(nil),           // 28: msb.admin.v1.PruneKeysRequest
+	(*PruneKeysResponse)(nil),          // 29: msb.admin.v1.PruneKeysResponse
+	(*AcceptClockRequest)(nil),         // 30: msb.admin.v1.AcceptClockRequest
+	(*AcceptClockResponse)(nil),        // 31: msb.admin.v1.AcceptClockResponse
+	(*ResetRequest)(nil),               // 32: msb.admin.v1.ResetRequest
+	(*ResetResponse)(nil),              // 33: msb.admin.v1.ResetResponse
+	(*BackupRequest)(nil),              // 34: msb.admin.v1.BackupRequest
+	(*BackupResponse)(nil),             // 35: msb.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),             // 36: msb.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),            // 37: msb.admin.v1.RestoreResponse
+	(*TailAuditRequest)(nil),           // 38: msb.admin.v1.TailAuditRequest
+	(*TailAuditResponse)(nil),          // 39: msb.admin.v1.TailAuditResponse
+	(*VerifyAuditRequest)(nil),         // 40: msb.admin.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 41: msb.admin.v1.VerifyAuditResponse
+	(*AuditSegment)(nil),               // 42: msb.admin.v1.AuditSegment
+	(*SealAuditRequest)(nil),           // 43: msb.admin.v1.SealAuditRequest
+	(*SealAuditResponse)(nil),          // 44: msb.admin.v1.SealAuditResponse
+	(*AcknowledgeAuditRequest)(nil),    // 45: msb.admin.v1.AcknowledgeAuditRequest
+	(*AcknowledgeAuditResponse)(nil),   // 46: msb.admin.v1.AcknowledgeAuditResponse
+	(*ShutdownRequest)(nil),            // 47: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 48: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 49: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 50: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 51: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 52: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 53: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 54: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 55: msb.admin.v1.ImportImageResponse
+	(*ImportProgress)(nil),             // 56: msb.admin.v1.ImportProgress
+	(*ListImagesRequest)(nil),          // 57: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 58: msb.admin.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),         // 59: msb.admin.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 60: msb.admin.v1.RemoveImageResponse
+	(*Image)(nil),                      // 61: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 62: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	5,  // 0: msb.admin.v1.PoolStatusResponse.pools:type_name -> msb.admin.v1.Pool
 	4,  // 1: msb.admin.v1.Pool.template:type_name -> msb.admin.v1.PoolTemplate
-	60, // 2: msb.admin.v1.Pool.retry_at:type_name -> google.protobuf.Timestamp
-	60, // 3: msb.admin.v1.Pool.oldest:type_name -> google.protobuf.Timestamp
-	4,  // 4: msb.admin.v1.SetPoolRequest.template:type_name -> msb.admin.v1.PoolTemplate
-	4,  // 5: msb.admin.v1.SetPoolResponse.template:type_name -> msb.admin.v1.PoolTemplate
-	1,  // 6: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	60, // 7: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	60, // 8: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
-	12, // 9: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
-	13, // 10: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
-	14, // 11: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
-	11, // 12: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
-	10, // 13: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
-	60, // 14: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
-	17, // 15: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	60, // 16: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	60, // 17: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 18: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	60, // 19: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	60, // 20: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	0,  // 21: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
-	17, // 22: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
-	17, // 23: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
-	17, // 24: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
-	17, // 25: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
-	17, // 26: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
-	17, // 27: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	60, // 28: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
-	60, // 29: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
-	60, // 30: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
-	40, // 31: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
-	40, // 32: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
-	49, // 33: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	60, // 34: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	59, // 35: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	54, // 36: msb.admin.v1.ImportImageResponse.progress:type_name -> msb.admin.v1.ImportProgress
-	59, // 37: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	60, // 38: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	8,  // 39: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	15, // 40: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	18, // 41: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	20, // 42: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	22, // 43: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	24, // 44: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	26, // 45: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	28, // 46: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
-	30, // 47: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	32, // 48: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	34, // 49: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	36, // 50: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	38, // 51: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	41, // 52: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
-	43, // 53: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
-	45, // 54: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	47, // 55: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	50, // 56: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	52, // 57: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	55, // 58: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	57, // 59: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
-	2,  // 60: msb.admin.v1.AdminService.PoolStatus:input_type -> msb.admin.v1.PoolStatusRequest
-	6,  // 61: msb.admin.v1.AdminService.SetPool:input_type -> msb.admin.v1.SetPoolRequest
-	9,  // 62: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	16, // 63: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	19, // 64: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	21, // 65: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	23, // 66: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	25, // 67: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	27, // 68: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	29, // 69: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
-	31, // 70: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	33, // 71: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	35, // 72: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	37, // 73: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	39, // 74: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	42, // 75: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
-	44, // 76: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
-	46, // 77: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	48, // 78: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	51, // 79: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	53, // 80: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	56, // 81: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	58, // 82: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
-	3,  // 83: msb.admin.v1.AdminService.PoolStatus:output_type -> msb.admin.v1.PoolStatusResponse
-	7,  // 84: msb.admin.v1.AdminService.SetPool:output_type -> msb.admin.v1.SetPoolResponse
-	62, // [62:85] is the sub-list for method output_type
-	39, // [39:62] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	62, // 2: msb.admin.v1.Pool.retry_at:type_name -> google.protobuf.Timestamp
+	6,  // 3: msb.admin.v1.Pool.entries:type_name -> msb.admin.v1.PoolEntry
+	62, // 4: msb.admin.v1.PoolEntry.created_at:type_name -> google.protobuf.Timestamp
+	4,  // 5: msb.admin.v1.SetPoolRequest.template:type_name -> msb.admin.v1.PoolTemplate
+	4,  // 6: msb.admin.v1.SetPoolResponse.template:type_name -> msb.admin.v1.PoolTemplate
+	1,  // 7: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
+	62, // 8: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	62, // 9: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	14, // 10: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
+	15, // 11: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
+	16, // 12: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
+	13, // 13: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
+	12, // 14: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
+	11, // 15: msb.admin.v1.GetStatusResponse.pool:type_name -> msb.admin.v1.PoolSummary
+	62, // 16: msb.admin.v1.PoolSummary.oldest:type_name -> google.protobuf.Timestamp
+	62, // 17: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	19, // 18: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
+	62, // 19: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	62, // 20: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 21: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
+	62, // 22: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	62, // 23: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	0,  // 24: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
+	19, // 25: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
+	19, // 26: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
+	19, // 27: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
+	19, // 28: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
+	19, // 29: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
+	19, // 30: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
+	62, // 31: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
+	62, // 32: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
+	62, // 33: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	42, // 34: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
+	42, // 35: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
+	51, // 36: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	62, // 37: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	61, // 38: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	56, // 39: msb.admin.v1.ImportImageResponse.progress:type_name -> msb.admin.v1.ImportProgress
+	61, // 40: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	62, // 41: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	9,  // 42: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	17, // 43: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	20, // 44: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	22, // 45: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	24, // 46: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	26, // 47: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	28, // 48: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	30, // 49: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
+	32, // 50: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	34, // 51: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	36, // 52: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	38, // 53: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	40, // 54: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	43, // 55: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
+	45, // 56: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
+	47, // 57: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	49, // 58: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	52, // 59: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	54, // 60: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	57, // 61: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	59, // 62: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
+	2,  // 63: msb.admin.v1.AdminService.PoolStatus:input_type -> msb.admin.v1.PoolStatusRequest
+	7,  // 64: msb.admin.v1.AdminService.SetPool:input_type -> msb.admin.v1.SetPoolRequest
+	10, // 65: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	18, // 66: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	21, // 67: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	23, // 68: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	25, // 69: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	27, // 70: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	29, // 71: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	31, // 72: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
+	33, // 73: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	35, // 74: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	37, // 75: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	39, // 76: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	41, // 77: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	44, // 78: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	46, // 79: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	48, // 80: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	50, // 81: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	53, // 82: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	55, // 83: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	58, // 84: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	60, // 85: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
+	3,  // 86: msb.admin.v1.AdminService.PoolStatus:output_type -> msb.admin.v1.PoolStatusResponse
+	8,  // 87: msb.admin.v1.AdminService.SetPool:output_type -> msb.admin.v1.SetPoolResponse
+	65, // [65:88] is the sub-list for method output_type
+	42, // [42:65] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -4215,14 +4403,14 @@ func file_msb_admin_v1_admin_proto_init() {
 	if File_msb_admin_v1_admin_proto != nil {
 		return
 	}
-	file_msb_admin_v1_admin_proto_msgTypes[8].OneofWrappers = []any{}
+	file_msb_admin_v1_admin_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   58,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

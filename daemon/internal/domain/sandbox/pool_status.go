@@ -49,7 +49,7 @@ type TemplateStatus struct {
 	Default bool
 	// Target is how many entries there should be now.
 	Target int
-	// Ready is the number of entries that a start can take, and Filling says that one is being started.
+	// Ready is the number of entries that a start can take now, and Filling says that one is being started.
 	Ready   int
 	Filling bool
 	// Hits and Misses are the numbers of starts that took an entry, and that found none.
@@ -61,8 +61,15 @@ type TemplateStatus struct {
 	// Waits says why no entry is started although one is missing. RetryAt is when the next one is tried after a failure.
 	Waits   string
 	RetryAt time.Time
-	// Oldest is when the oldest entry was started. CPU and MemoryBytes are what the entries have used, and use.
-	Oldest      time.Time
+	// Entries are the entries, from the oldest to the newest. A start takes the oldest one that is ready.
+	Entries []EntryStatus
+}
+
+// EntryStatus describes an entry of the pool.
+type EntryStatus struct {
+	ID        string
+	CreatedAt time.Time
+	// CPU and MemoryBytes are what the entry had used, and used, when it was measured, which is done each minute.
 	CPU         time.Duration
 	MemoryBytes uint64
 }
@@ -98,11 +105,7 @@ func (m *Manager) PoolStatus() PoolStatus {
 			if e.conn != nil { // otherwise a start does not take it yet
 				t.Ready++
 			}
-			if t.Oldest.IsZero() {
-				t.Oldest = e.createdAt
-			}
-			t.CPU += e.cpu
-			t.MemoryBytes += e.memory
+			t.Entries = append(t.Entries, EntryStatus{e.id, e.createdAt, e.cpu, e.memory})
 		}
 		s.Templates = append(s.Templates, t)
 	}

@@ -161,7 +161,8 @@ func TestStartFromPool(t *testing.T) {
 		if again := f.entries(t); len(again) != 1 || again[0] == ids[0] {
 			t.Errorf("after the start, the pool has the entries %v", again)
 		}
-		if s := f.status(t); s.Hits != 1 || s.Misses != 0 || s.Ready != 1 || s.CPU != time.Second || s.MemoryBytes != 5<<20 || s.Oldest.IsZero() {
+		entries := []EntryStatus{{f.entries(t)[0], now.UTC(), time.Second, 5 << 20}}
+		if s := f.status(t); s.Hits != 1 || s.Misses != 0 || s.Ready != 1 || fmt.Sprint(s.Entries) != fmt.Sprint(entries) {
 			t.Errorf("status: %+v", s)
 		}
 		f.rt.Kill(rec.ID) // is watched

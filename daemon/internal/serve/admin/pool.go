@@ -21,17 +21,36 @@ func (s *Server) PoolStatus(context.Context, *adminv1.PoolStatusRequest) (*admin
 }
 
 func poolProto(t sandbox.TemplateStatus) *adminv1.Pool {
-	stamp := func(at time.Time) *timestamppb.Timestamp {
-		if at.IsZero() {
-			return nil
-		}
-		return timestamppb.New(at)
-	}
 	return &adminv1.Pool{
 		Template: templateProto(t.Template), IsDefault: t.Default, Min: int32(t.Min), Max: int32(t.Max), Target: int32(t.Target),
 		Ready: int32(t.Ready), Filling: t.Filling, Hits: t.Hits, Misses: t.Misses, Failures: t.Failures, LastError: t.LastError,
-		Waits: t.Waits, RetryAt: stamp(t.RetryAt), Oldest: stamp(t.Oldest), CpuSeconds: t.CPU.Seconds(), MemoryBytes: t.MemoryBytes,
+		Waits: t.Waits, RetryAt: timeProto(t.RetryAt), Entries: toProtos(t.Entries, entryProto),
 	}
+}
+
+func entryProto(e sandbox.EntryStatus) *adminv1.PoolEntry {
+	return &adminv1.PoolEntry{Id: e.ID, CreatedAt: timestamppb.New(e.CreatedAt), CpuSeconds: e.CPU.Seconds(), MemoryBytes: e.MemoryBytes}
+}
+
+// PoolSummary returns the part of a status of the server that describes the pool.
+func PoolSummary(status sandbox.PoolStatus) *adminv1.PoolSummary {
+	s := &adminv1.PoolSummary{Off: status.Off}
+	var oldest time.Time
+	for _, t := range status.Templates {
+		s.Ready += int32(t.Ready)
+		s.Target += int32(t.Target)
+		s.Hits += t.Hits
+		s.Misses += t.Misses
+		for _, e := range t.Entries {
+			if oldest.IsZero() || e.CreatedAt.Before(oldest) {
+				oldest = e.CreatedAt
+			}
+			s.CpuSeconds += e.CPU.Seconds()
+			s.MemoryBytes += e.MemoryBytes
+		}
+	}
+	s.Oldest = timeProto(oldest)
+	return s
 }
 
 func templateProto(t sandbox.Template) *adminv1.PoolTemplate {
