@@ -65,7 +65,7 @@ func TestPool(t *testing.T) {
 		t.Errorf("the first run: %+v", r)
 	}
 	s.waitForPool(t)
-	if from := start(`{"jsonrpc":"2.0","id":1,"method":"sandbox.start","params":{"sandbox":"bound","config":{"envs":["A=b","TZ=Asia/Tokyo"],"workdir":"/work"}}}`); from != "pool" {
+	if from := start(`{"jsonrpc":"2.0","id":1,"method":"sandbox.start","params":{"sandbox":"bound","config":{"image":"docker.io/microsandbox/python:latest","envs":["A=b","TZ=Asia/Tokyo"],"workdir":"/work"}}}`); from != "pool" {
 		t.Errorf("the second start was from %q", from)
 	}
 	if r := s.python(t, key, "bound", "import os, time; os.environ['A'], os.getcwd(), time.strftime('%z')"); r.text("stdout") != "('b', '/work', '+0900')\n" {

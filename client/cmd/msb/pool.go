@@ -32,7 +32,7 @@ var poolSet = &cli.Command{
 	Description: "Without --image and a size, it sets the pool of the default image and size. --max 0 removes a pool. The setting\n" +
 		"stays after a restart of the server.",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "image", Usage: "the `IMAGE`, as starts name it (default: the server's default image)"},
+		&cli.StringFlag{Name: "image", Usage: "the `IMAGE` (default: the server's default image)"},
 		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs", DefaultText: "the server's"},
 		&cli.GenericFlag{
 			Name: "memory", Aliases: []string{"m"}, Value: &sandboxSize{least: minMemory},

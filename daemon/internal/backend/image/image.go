@@ -125,7 +125,7 @@ func (s *Store) importArchive(ctx context.Context, path string, progress func(sa
 		s.importing[lease.ID] = append(s.importing[lease.ID], whole)
 		s.mu.Unlock()
 		report := func(done, total int64) {
-			progress(sandbox.ImportProgress{Phase: sandbox.ImportUnpacking, Image: familiar(img.Name), Done: done, Total: total})
+			progress(sandbox.ImportProgress{Phase: sandbox.ImportUnpacking, Image: sandbox.ShortImage(img.Name), Done: done, Total: total})
 		}
 		report(0, 0) // prepare may report nothing
 		if err := s.prepare(ctx, whole, report); err != nil {
@@ -371,11 +371,11 @@ func (s *Store) Remove(ctx context.Context, name string, sandboxes []sandbox.Rec
 		}
 	}
 	if len(users) > 0 {
-		return fmt.Errorf("image %s is used by %s; stop the sandboxes first: %w", familiar(img.Name()), list(users), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("image %s is used by %s; stop the sandboxes first: %w", sandbox.ShortImage(img.Name()), list(users), errdefs.ErrFailedPrecondition)
 	}
 	// A synchronous delete runs the garbage collector.
 	if err := s.client.ImageService().Delete(ctrd.InNamespace(ctx), img.Name(), images.SynchronousDelete()); err != nil {
-		return fmt.Errorf("remove image %s: %w", familiar(img.Name()), err)
+		return fmt.Errorf("remove image %s: %w", sandbox.ShortImage(img.Name()), err)
 	}
 	_ = s.Changed(context.WithoutCancel(ctx)) // what it did not remove is removed at the next change
 	return nil
@@ -400,7 +400,7 @@ func (s *Store) describe(ctx context.Context, record images.Image) (sandbox.Imag
 	if err != nil {
 		return sandbox.Image{}, fmt.Errorf("get the size of image %s: %w", record.Name, err)
 	}
-	return sandbox.Image{Name: familiar(record.Name), Digest: record.Target.Digest.String(), Size: size, Created: record.CreatedAt}, nil
+	return sandbox.Image{Name: sandbox.ShortImage(record.Name), Digest: record.Target.Digest.String(), Size: size, Created: record.CreatedAt}, nil
 }
 
 // Resolve returns the image called name, which may be short, such as python, or complete, such as
@@ -414,7 +414,7 @@ func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, err
 	}
 	img, err := s.client.GetImage(ctx, ref.String())
 	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("no image %s; %s: %w", familiar(ref.String()), s.available(ctx), errdefs.ErrNotFound)
+		return nil, fmt.Errorf("no image %s; %s: %w", sandbox.ShortImage(ref.String()), s.available(ctx), errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find image %s: %w", name, err)
@@ -443,13 +443,4 @@ func normalize(name string) (reference.Named, error) {
 		return nil, fmt.Errorf("parse image name %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	}
 	return reference.TagNameOnly(ref), nil
-}
-
-// familiar returns name without the parts that normalize adds.
-func familiar(name string) string {
-	ref, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return name
-	}
-	return strings.TrimSuffix(reference.FamiliarString(ref), ":latest")
 }

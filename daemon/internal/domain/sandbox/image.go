@@ -1,6 +1,11 @@
 package sandbox
 
-import "time"
+import (
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+)
 
 // Image is an image that sandboxes can start from.
 type Image struct {
@@ -11,6 +16,16 @@ type Image struct {
 	// Size is the size of the compressed content, in bytes.
 	Size    int64
 	Created time.Time
+}
+
+// ShortImage returns the shortest name of an image: without docker.io and latest, which stand for a registry and a tag that are
+// missing. It returns a name that is not valid unchanged.
+func ShortImage(name string) string {
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return strings.TrimSuffix(reference.FamiliarString(ref), ":latest")
 }
 
 // ImportProgress is how far the import of an archive of images has come.

@@ -105,7 +105,8 @@ type pool struct {
 
 func (p *pool) init(m *Manager) {
 	p.m, p.wake, p.working, p.shapes = m, make(chan struct{}, 1), make(chan struct{}, 1), map[Template]*poolShape{}
-	p.def, _ = m.template(Request{})
+	def, _ := m.template(Request{})
+	p.def = def.short()
 	if p.off() == "" {
 		m.admission.giveUp, m.admission.idle = p.giveUp, p.notify
 	}
@@ -156,6 +157,7 @@ func (m *Manager) SetPool(ctx context.Context, req Request, least, most int) (Po
 	if err != nil {
 		return PoolSize{}, err
 	}
+	t = t.short()
 	size := PoolSize{t, least, most}
 	if least < 0 || most < least || most > maxPoolSize {
 		return size, fmt.Errorf("min %d, max %d: give numbers from 0 to %d, and a max that is not less than min: %w", least, most, maxPoolSize, errdefs.ErrInvalidArgument)
@@ -305,6 +307,13 @@ func (p *pool) sorted() []poolShape {
 		return strings.Compare(a.Template.String(), b.Template.String())
 	})
 	return all
+}
+
+// short returns the template with the short name of its image. The templates of the pool have it, so that a start finds an entry
+// whichever way it names the image.
+func (t Template) short() Template {
+	t.Image = ShortImage(t.Image)
+	return t
 }
 
 // String describes the template. Different templates have different descriptions.

@@ -12,6 +12,7 @@ func (p *pool) take(t Template, digest string) (_ *pooled, missed string) {
 	if p.off() != "" {
 		return nil, ""
 	}
+	t = t.short()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	shape := p.shapes[t]

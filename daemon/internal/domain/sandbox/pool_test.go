@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -236,6 +237,40 @@ func TestBindingOfAnEntry(t *testing.T) {
 		}
 		if f.rt.Len() != 2 { // the sandbox and an entry
 			t.Errorf("%d microVMs are left", f.rt.Len())
+		}
+	})
+}
+
+// A start takes an entry whichever way it, the server's settings or SetPool name the image. The sandbox has the name that its start
+// gave.
+func TestPoolKnowsAllNamesOfAnImage(t *testing.T) {
+	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
+		for i, name := range []string{"", "default:latest", "docker.io/library/default", "index.docker.io/library/default:latest"} {
+			rec := f.start(t, fmt.Sprint("s", i), Request{Image: name})
+			if rec.Origin.From != FromPool || rec.Config.Image != cmp.Or(name, "default") {
+				t.Errorf("image %q: origin %+v, config %+v", name, rec.Origin, rec.Config)
+			}
+			synctest.Wait()
+		}
+		for _, name := range []string{"default:1", "example.com/default", "other/default", "Default"} {
+			if rec := f.start(t, "other", Request{Image: name}); rec.Origin.From != Cold {
+				t.Errorf("image %q: origin %+v", name, rec.Origin)
+			}
+			if err := f.Stop(t.Context(), Name{"default", "other"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, want := range map[string]string{"docker.io/library/default:latest": "default", "docker.io/team/other:latest": "team/other"} {
+			if size, err := f.SetPool(t.Context(), Request{Image: name}, 1, 2); err != nil || size.Image != want {
+				t.Errorf("image %q: set %+v, error %v", name, size, err)
+			}
+		}
+		synctest.Wait()
+		if s := f.PoolStatus(); len(s.Templates) != 2 || s.Templates[0].Max != 2 || s.Templates[0].Hits != 4 || s.Templates[1].Ready != 1 {
+			t.Errorf("status: %+v", s)
+		}
+		if rec := f.start(t, "team", Request{Image: "docker.io/team/other"}); rec.Origin.From != FromPool {
+			t.Errorf("origin %+v", rec.Origin)
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -49,8 +50,17 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 		return all[i], true
 	}
 
-	if digest, err := r.ResolveImage(ctx, r.Image); err != nil || !strings.HasPrefix(digest, "sha256:") {
+	digest, err := r.ResolveImage(ctx, r.Image)
+	if err != nil || !strings.HasPrefix(digest, "sha256:") {
 		t.Errorf("resolve an existing image: digest %q, error %v", digest, err)
+	}
+	named, err := reference.ParseNormalizedNamed(r.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := reference.TagNameOnly(named).String()
+	if again, err := r.ResolveImage(ctx, full); err != nil || again != digest || sandbox.ShortImage(full) != r.Image {
+		t.Errorf("resolve %s: digest %q, error %v, want %q; its short name is %q", full, again, err, digest, sandbox.ShortImage(full))
 	}
 	if _, err := r.ResolveImage(ctx, AbsentImage); !errdefs.IsNotFound(err) {
 		t.Errorf("resolve an image that does not exist: got error %v, want NotFound", err)

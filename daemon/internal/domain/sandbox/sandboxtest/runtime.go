@@ -222,6 +222,7 @@ func (r *Runtime) ResolveImage(ctx context.Context, image string) (string, error
 			return "", err
 		}
 	}
+	image = sandbox.ShortImage(image)
 	if image == AbsentImage {
 		return "", fmt.Errorf("image %q: %w", image, errdefs.ErrNotFound)
 	}
