@@ -86,7 +86,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
-		return machines.Run(machinesCtx, func(ctx context.Context) error {
+		return machines.Run(machinesCtx, manager.AdmitTemplate, func(ctx context.Context) error {
 			st.setState(recovering)
 			if err := recoverSandboxes(ctx, manager, machines, st); err != nil {
 				return err

@@ -45,6 +45,11 @@ func newConfig(t *testing.T) config.Config {
 	return cfg
 }
 
+// admitAll admits all builds of templates.
+func admitAll(ctx context.Context, _ int) (context.Context, func(), error) {
+	return ctx, func() {}, nil
+}
+
 func TestRun(t *testing.T) {
 	b, err := New(t.Context(), newConfig(t), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -52,7 +57,7 @@ func TestRun(t *testing.T) {
 	}
 	defer b.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	err = b.Run(ctx, func(ctx context.Context) error {
+	err = b.Run(ctx, admitAll, func(ctx context.Context) error {
 		defer cancel()
 		if containerd, kata, err := b.Versions(ctx); containerd == "" || kata == "" || err != nil {
 			t.Errorf("Versions = %q, %q, %v", containerd, kata, err)
@@ -85,7 +90,7 @@ func TestRunReturnsErrorOfReady(t *testing.T) {
 	}
 	defer b.Close()
 	want := errors.New("not ready")
-	if err := b.Run(t.Context(), func(context.Context) error { return want }); !errors.Is(err, want) {
+	if err := b.Run(t.Context(), admitAll, func(context.Context) error { return want }); !errors.Is(err, want) {
 		t.Errorf("Run: %v", err)
 	}
 	if err := b.Stop(t.Context()); err != nil {

@@ -23,7 +23,7 @@ func TestRuntimeContract(t *testing.T) {
 	}
 	defer b.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	err = b.Run(ctx, func(ctx context.Context) error {
+	err = b.Run(ctx, admitAll, func(ctx context.Context) error {
 		defer cancel()
 		images, err := b.Images.Import(ctx, filepath.Join(cfg.LibDir, "images", "python.tar"), nil)
 		if err != nil {

@@ -37,18 +37,21 @@ const (
 	translationMiB = 256
 	// maxThreads is how many threads QEMU may have besides one for each processor: it uses up to 64 for each disk.
 	maxThreads = 160
+	// buildShares is the weight of the build of a template when the host is busy. A sandbox has 1024 (100 with cgroup v2, where
+	// this is converted to 4).
+	buildShares = 100
 )
 
 // newCgroup creates the cgroup of the QEMU of the VM st. It returns a function that adds a process to it.
 //
 // A clone may need its memory twice: when it first writes to a page that its template has not used, Linux allocates the page in
 // the template's memory as well, and charges both to the clone. Later clones do not allocate it again.
-func newCgroup(st state, accelerator string, clone bool) (add func(pid int) error, err error) {
+func newCgroup(st state, accelerator string, mem memory) (add func(pid int) error, err error) {
 	memory := int64(st.guestMemoryMiB() + st.guestMemoryMiB()/128 + qemuMemoryMiB)
 	if accelerator == "tcg" {
 		memory += translationMiB
 	}
-	if clone {
+	if mem.isClone() {
 		memory += int64(st.guestMemoryMiB())
 	}
 	memory <<= 20
@@ -58,6 +61,9 @@ func newCgroup(st state, accelerator string, clone bool) (add func(pid int) erro
 		CPU:    &specs.LinuxCPU{Quota: &quota, Period: &period},
 		Memory: &specs.LinuxMemory{Limit: &memory},
 		Pids:   &specs.LinuxPids{Limit: int64(st.VCPUs + maxThreads)},
+	}
+	if mem.isTemplate() {
+		limits.CPU.Shares = new(uint64(buildShares))
 	}
 	name := path.Join(cgroupParent, st.ID)
 	if cgroups.Mode() == cgroups.Unified {

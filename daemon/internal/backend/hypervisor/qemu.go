@@ -77,7 +77,8 @@ type memory struct {
 	state *os.File
 }
 
-func (mem memory) isClone() bool { return mem.state != nil }
+func (mem memory) isClone() bool    { return mem.state != nil }
+func (mem memory) isTemplate() bool { return mem.file != nil && mem.state == nil }
 
 // A launch holds what the QEMU of a VM inherits: it opens no files of the host by itself, except its own.
 type launch struct {

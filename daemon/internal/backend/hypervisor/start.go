@@ -258,7 +258,7 @@ func (s *Service) launch(m *machine, mem memory) error {
 		return err
 	}
 	defer inherited.close()
-	addToCgroup, err := newCgroup(m.state, s.cfg.Accelerator, mem.isClone())
+	addToCgroup, err := newCgroup(m.state, s.cfg.Accelerator, mem)
 	if err != nil {
 		return err
 	}

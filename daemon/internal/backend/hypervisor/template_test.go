@@ -2,10 +2,13 @@ package hypervisor
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -258,5 +261,37 @@ func TestTemplatesAreRemoved(t *testing.T) {
 	}
 	if !again.built("a").After(time.Now().Add(-time.Hour)) || !again.built("c").IsZero() {
 		t.Errorf("a was built at %v, c at %v", again.built("a"), again.built("c"))
+	}
+}
+
+// The build of a template gets less processor time than sandboxes if the host is busy.
+func TestTemplateBuildHasLowPriority(t *testing.T) {
+	weightOf := func(name string, mem memory) int {
+		id := fmt.Sprintf("test-%d-%s", os.Getpid(), name)
+		t.Cleanup(func() {
+			if err := removeCgroup(context.Background(), id); err != nil {
+				t.Error(err)
+			}
+		})
+		if _, err := newCgroup(state{ID: id, VCPUs: 1, MemoryMiB: 64}, "kvm", mem); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range cgroupDirs(id) {
+			for _, file := range []string{"cpu.weight", "cpu.shares"} { // of cgroup v2 and v1
+				if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+					weight, err := strconv.Atoi(strings.TrimSpace(string(data)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					return weight
+				}
+			}
+		}
+		t.Fatal("the cgroup has no weight")
+		return 0
+	}
+	boot, clone := weightOf("boot", memory{}), weightOf("clone", memory{file: os.Stdin, state: os.Stdin})
+	if build := weightOf("build", memory{file: os.Stdin}); build > boot/10 || clone != boot {
+		t.Errorf("the weight of a build is %d, that of a boot %d, and that of a clone %d", build, boot, clone)
 	}
 }

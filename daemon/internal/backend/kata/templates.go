@@ -20,11 +20,21 @@ const (
 	templateCheck = 10 * time.Minute
 	// templateTimeout limits the build of one template.
 	templateTimeout = 5 * time.Minute
-	// If the build of a template fails, it is tried again after firstRetry. After each further failure, the wait is twice as
-	// long, up to lastRetry.
+	// admitRetry is after which time a build is tried again that was not admitted.
+	admitRetry = 5 * time.Second
+	// If the build of a template fails, or a start of a sandbox has ended it, it is tried again after firstRetry. After each
+	// further failure, the wait is twice as long, up to lastRetry.
 	firstRetry = time.Minute
 	lastRetry  = 4 * time.Hour
 )
+
+// Admit begins the build of a template of sandboxes with this memory, or returns why it must not begin now. The build must end
+// early if the returned context ends, which has the cause sandbox.ErrGivenUp if a sandbox needs the memory. The caller must call
+// end when the build has ended.
+type Admit func(ctx context.Context, memoryMiB int) (_ context.Context, end func(), err error)
+
+// notAdmitted is the error of Admit.
+type notAdmitted struct{ error }
 
 // wantedTemplates are the kinds of sandboxes that may get a template. A kind is an image and a size.
 type wantedTemplates struct {
@@ -40,6 +50,7 @@ type wantedTemplate struct {
 	starts int  // of sandboxes of this kind
 
 	// Only BuildTemplates uses these.
+	refused bool          // the last build was not admitted
 	retryAt time.Time     // when the next build may begin, after one has failed
 	pause   time.Duration // the wait after the last failure; 0 if the last build succeeded
 }
@@ -124,38 +135,59 @@ func (r *Runtime) KeepTemplate(image containerd.Image, t sandbox.Template) {
 // BuildTemplates builds the templates that are wanted and missing, one at a time, until ctx ends. It also builds those again
 // that are too old, or that were removed because they were damaged or their clones failed. While a template is missing,
 // sandboxes boot.
-func (r *Runtime) BuildTemplates(ctx context.Context) {
-	tick := time.NewTicker(templateCheck)
-	defer tick.Stop()
+func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
 	for {
+		wait := templateCheck
 		for _, t := range r.templates.due(time.Now(), r.MaxTemplates) {
-			err := r.buildTemplate(ctx, t.Template)
+			err := r.buildTemplate(ctx, t.Template, admit)
 			if ctx.Err() != nil {
 				return
 			}
-			if err == nil {
-				t.pause = 0
-				continue
-			}
-			if errdefs.IsNotFound(err) { // the image was removed
-				r.templates.forget(t.Template)
-				continue
-			}
-			t.pause = min(max(firstRetry, 2*t.pause), lastRetry)
-			t.retryAt = time.Now().Add(t.pause)
-			r.Log.Error("could not build a template; sandboxes boot instead", "image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB, "err", err, "again_in", t.pause)
+			wait = min(wait, r.recordBuild(t, err))
 		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-r.templates.wake:
-		case <-tick.C:
+		case <-timer.C:
 		case <-ctx.Done():
 			return
 		}
+		timer.Stop()
 	}
 }
 
-// buildTemplate builds the template for sandboxes of kind t, unless there is one that is not too old.
-func (r *Runtime) buildTemplate(ctx context.Context, t sandbox.Template) (err error) {
+// recordBuild records how the build of the template for t has ended. It returns after which time to look at t again.
+func (r *Runtime) recordBuild(t *wantedTemplate, err error) (again time.Duration) {
+	log := r.Log.With("image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB)
+	_, refused := errors.AsType[notAdmitted](err)
+	logged := t.refused
+	t.refused = refused
+	switch {
+	case err == nil:
+		t.pause = 0
+	case errdefs.IsNotFound(err): // the image was removed
+		r.templates.forget(t.Template)
+	case refused:
+		if !logged {
+			log.Info("a template is not built yet; sandboxes boot instead", "why", err)
+		}
+		return admitRetry
+	case errors.Is(err, sandbox.ErrGivenUp):
+		t.retryAt = time.Now().Add(firstRetry)
+		log.Info("the build of a template was ended; sandboxes boot instead", "why", sandbox.ErrGivenUp, "again_in", firstRetry)
+		return firstRetry
+	default:
+		t.pause = min(max(firstRetry, 2*t.pause), lastRetry)
+		t.retryAt = time.Now().Add(t.pause)
+		log.Error("could not build a template; sandboxes boot instead", "err", err, "again_in", t.pause)
+		return t.pause
+	}
+	return templateCheck
+}
+
+// buildTemplate builds the template for sandboxes of kind t, unless there is one that is not too old. If a sandbox needs the memory,
+// the error wraps sandbox.ErrGivenUp.
+func (r *Runtime) buildTemplate(ctx context.Context, t sandbox.Template, admit Admit) (err error) {
 	image, err := r.Image(ctx, t.Image)
 	if err != nil {
 		return err
@@ -172,8 +204,16 @@ func (r *Runtime) buildTemplate(ctx context.Context, t sandbox.Template) (err er
 	if err != nil || !built.IsZero() {
 		return err
 	}
+	ctx, end, err := admit(ctx, t.MemoryMiB)
+	if err != nil {
+		return notAdmitted{err}
+	}
+	defer end()
 	start := time.Now()
 	if err := r.VMs.BuildTemplate(ctx, vm); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), err)
+		}
 		return err
 	}
 	r.Log.Info("a template was built", "image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB, "took", time.Since(start).Round(time.Millisecond))

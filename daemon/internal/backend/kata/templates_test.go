@@ -1,10 +1,14 @@
 package kata
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -58,5 +62,42 @@ func TestWantedTemplates(t *testing.T) {
 	<-w.wake
 	if w.started(sandbox.Template{Image: "twice"}, false); len(w.wake) != 0 {
 		t.Error("BuildTemplates is woken up although there is a template")
+	}
+}
+
+// A build that was not admitted is tried again soon, and one that a start has ended after a minute. Neither is a failure, after
+// which the wait is longer each time.
+func TestBuildsAreTriedAgain(t *testing.T) {
+	r, log := newTestRuntime(t)
+	r.templates.wake = make(chan struct{}, 1)
+	r.templates.keep(sandbox.Template{Image: "i"})
+	kind := r.templates.due(time.Now(), 1)[0]
+	isDueAfter := func(err error, want time.Duration, logged string) {
+		t.Helper()
+		log.Reset()
+		if again := r.recordBuild(kind, err); again != want {
+			t.Errorf("after %v: again in %s, want %s", err, again, want)
+		}
+		if logged == "" && log.Len() > 0 || !strings.Contains(log.String(), logged) {
+			t.Errorf("after %v: log %s, want %q", err, log, logged)
+		}
+		if len(r.templates.due(time.Now().Add(want), 1)) != 1 {
+			t.Errorf("after %v: not due after %s", err, want)
+		}
+	}
+	isDueAfter(nil, templateCheck, "")
+	isDueAfter(notAdmitted{errors.New("the host has no memory")}, admitRetry, "the host has no memory")
+	isDueAfter(notAdmitted{errors.New("the host has no memory")}, admitRetry, "")
+	isDueAfter(errors.New("QEMU exited"), firstRetry, "level=ERROR")
+	isDueAfter(errors.Join(sandbox.ErrGivenUp, errors.New("QEMU exited")), firstRetry, "level=INFO")
+	if len(r.templates.due(time.Now(), 1)) != 0 {
+		t.Error("a build that a start has ended is due at once")
+	}
+	isDueAfter(errors.New("QEMU exited"), 2*firstRetry, "level=ERROR")
+	isDueAfter(nil, templateCheck, "")
+	isDueAfter(errors.New("QEMU exited"), firstRetry, "level=ERROR")
+	r.recordBuild(kind, errdefs.ErrNotFound)
+	if len(r.templates.wanted) != 0 {
+		t.Error("the template of an image that was removed is still wanted")
 	}
 }

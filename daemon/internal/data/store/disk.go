@@ -80,12 +80,14 @@ func (s *Store) Space() Space {
 	return s.disk.space
 }
 
-// CheckSpace returns an error that wraps sandbox.ErrNoSpace if the disk has too little free space to start a sandbox.
-func (s *Store) CheckSpace() error {
+// CheckSpace returns an error that wraps sandbox.ErrNoSpace if the disk has too little free space to start a sandbox, or would
+// have with this many bytes more on it.
+func (s *Store) CheckSpace(bytes uint64) error {
 	space, err := s.disk.measure()
 	if err != nil {
 		return err
 	}
+	space.FreeBytes -= min(space.FreeBytes, bytes)
 	if problem := space.problem(); problem != "" {
 		return fmt.Errorf("the server's disk is almost full: %s; stop sandboxes that you do not need, or ask the server's "+
 			"administrator to free space: %w", problem, sandbox.ErrNoSpace)

@@ -82,7 +82,7 @@ func TestBallast(t *testing.T) {
 	if got := allocated(t, path); got != 10<<20 {
 		t.Errorf("the ballast has %d bytes, want 5 %% of the disk", got)
 	}
-	if err := errors.Join(s.Health(), s.CheckSpace()); err != nil || s.Space().Warning() != "" {
+	if err := errors.Join(s.Health(), s.CheckSpace(0)); err != nil || s.Space().Warning() != "" {
 		t.Errorf("on a disk with room: %v, warning %q", err, s.Space().Warning())
 	}
 	if s.MakeRoom() {
@@ -90,7 +90,7 @@ func TestBallast(t *testing.T) {
 	}
 
 	fill(t, filler)
-	if err := s.CheckSpace(); !errors.Is(err, sandbox.ErrNoSpace) {
+	if err := s.CheckSpace(0); !errors.Is(err, sandbox.ErrNoSpace) {
 		t.Errorf("CheckSpace: got error %v, want ErrNoSpace", err)
 	}
 	probe(t, s)
@@ -132,7 +132,7 @@ func TestBallast(t *testing.T) {
 		t.Fatal(err)
 	}
 	probe(t, s)
-	if err := errors.Join(s.Health(), s.CheckSpace()); err != nil {
+	if err := errors.Join(s.Health(), s.CheckSpace(0)); err != nil {
 		t.Errorf("after space was freed: %v", err)
 	}
 	if got := allocated(t, path); got != 10<<20 {
@@ -268,7 +268,7 @@ func TestInodesRunOut(t *testing.T) {
 	if err := s.Health(); err == nil || !strings.Contains(err.Error(), "0 of 1000 inodes") {
 		t.Errorf("Health: %v, want it to name the inodes", err)
 	}
-	if err := s.CheckSpace(); !errors.Is(err, sandbox.ErrNoSpace) {
+	if err := s.CheckSpace(0); !errors.Is(err, sandbox.ErrNoSpace) {
 		t.Errorf("CheckSpace: got error %v, want ErrNoSpace", err)
 	}
 	revoked := keyRecord("a")

@@ -117,7 +117,7 @@ func testKilledWithAPool(t *testing.T, kill int, steps map[string]bool) (done bo
 			Defaults: sandbox.Config{Template: sandbox.Template{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024}},
 			MaxCPUs:  4, MaxMemoryMiB: 4096, MaxDiskMiB: 8192, Disks: true, Boots: 2, StartTimeout: time.Minute, MaxRunTime: time.Hour,
 			HostMemory: func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil },
-			CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false },
+			CheckSpace: func(uint64) error { return nil }, MakeRoom: func() bool { return false },
 			Quota: func(string) sandbox.Quota { return sandbox.Quota{} },
 			Pool:  sandbox.PoolOptions{Min: 1, Max: 1, MemoryMiB: 4096}, Log: slog.New(slog.DiscardHandler),
 		})

@@ -43,16 +43,18 @@ func (*Refusal) Unwrap() error   { return errdefs.ErrResourceExhausted }
 type admission struct {
 	slots  int
 	memory func() (available, total uint64, err error)
-	// giveUp, if it is set, is called when a start lacks memory. It begins to remove what no tenant uses, and returns how many
-	// removals have begun. Each must call freed at its end. idle, if it is set, is called when no start is in progress or waits any
-	// more. Both are called with mu held, and must not block.
+	// giveUp, if it is set, is called when a start lacks memory, and the background work ends then. It begins to remove what no
+	// tenant uses, and returns how many removals have begun. Each must call freed at its end. idle, if it is set, is called when no
+	// start is in progress or waits any more. Both are called with mu held, and must not block.
 	giveUp func() int
 	idle   func()
 
 	mu       sync.Mutex
 	booting  int    // starts that were admitted and have not left
-	reserved uint64 // the memory of these starts, and of the refill of the pool that is in progress, in bytes
+	reserved uint64 // the memory of these starts, and of the background work, in bytes
 	freeing  int    // removals of microVMs in progress
+	// background is the work in progress that no tenant waits for: a refill of the pool, and the build of a template.
+	background []*background
 	// waiting has a queue for each namespace in which starts wait. The first start of the first queue is next. If there is
 	// one, a start or a removal is in progress, so leave or the end of a removal admits or refuses it.
 	waiting []startQueue
@@ -62,6 +64,12 @@ type admission struct {
 type startQueue struct {
 	namespace string
 	starts    []*place
+}
+
+// background is work that no tenant waits for.
+type background struct {
+	giveUp  context.CancelCauseFunc
+	givenUp bool
 }
 
 // place is what a start has in the admission.
@@ -155,31 +163,74 @@ func (a *admission) freed() {
 	a.settle()
 }
 
-// errBusy is the error of tryRefill while a tenant's start is in progress or waits.
-var errBusy = errors.New("starts of sandboxes go first")
+var (
+	// errBusy is the error of background work that must not begin because of the starts of tenants.
+	errBusy = errors.New("starts of sandboxes go first")
+	// ErrGivenUp is the cause of the end of background work whose memory a start needs.
+	ErrGivenUp = errors.New("the start of a sandbox needs the memory")
+)
 
-// tryRefill reserves memory, in bytes, for a refill of the pool, which occupies no slot and waits for nothing. The caller must
-// call end when the refill has ended.
-func (a *admission) tryRefill(memory uint64) (end func(), err error) {
+// tryRefill begins a refill of the pool, unless a start is in progress. See begin.
+func (a *admission) tryRefill(ctx context.Context, memory uint64) (_ context.Context, end func(), err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.booting > 0 || len(a.waiting) > 0 {
-		return nil, errBusy
+	if a.booting > 0 {
+		return nil, nil, errBusy
+	}
+	return a.begin(ctx, memory)
+}
+
+// tryBuild begins the build of a template, also while starts are in progress: the build has little processor time then, and on a
+// server where sandboxes are always being started, templates are of most use. See begin.
+func (a *admission) tryBuild(ctx context.Context, memory uint64) (_ context.Context, end func(), err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.begin(ctx, memory)
+}
+
+// begin reserves memory, in bytes, for background work, which occupies no slot and does not wait. The work must end early if the
+// returned context ends, which has the cause ErrGivenUp if a start needs the memory. The caller must call end when the work has
+// ended, and hold a.mu now.
+func (a *admission) begin(ctx context.Context, memory uint64) (_ context.Context, end func(), err error) {
+	if len(a.waiting) > 0 {
+		return nil, nil, errBusy
 	}
 	free, _, err := a.room()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if memory > free {
-		return nil, fmt.Errorf("the host has %d MiB of free memory for sandboxes, and an entry needs %d MiB", free>>20, memory>>20)
+		return nil, nil, fmt.Errorf("the host has %d MiB of free memory for sandboxes, and %d MiB are needed", free>>20, memory>>20)
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	b := &background{giveUp: cancel}
 	a.reserved += memory
-	return func() {
+	a.background = append(a.background, b)
+	return ctx, func() {
+		cancel(nil)
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.reserved -= memory
+		a.background = slices.DeleteFunc(a.background, func(other *background) bool { return other == b })
+		if b.givenUp {
+			a.freeing--
+		}
 		a.settle()
 	}, nil
+}
+
+// giveUpAll ends all that uses memory but no tenant has. The caller must hold a.mu.
+func (a *admission) giveUpAll() {
+	for _, b := range a.background {
+		if !b.givenUp {
+			b.givenUp = true
+			a.freeing++
+			b.giveUp(ErrGivenUp)
+		}
+	}
+	if a.giveUp != nil {
+		a.freeing += a.giveUp()
+	}
 }
 
 // settle admits and refuses starts in their order, until one must wait. The caller must hold a.mu.
@@ -192,8 +243,8 @@ func (a *admission) settle() {
 	for len(a.waiting) > 0 && a.booting < a.slots {
 		p := a.waiting[0].starts[0]
 		free, _, err := a.room()
-		if err == nil && p.memory > free && a.giveUp != nil {
-			a.freeing += a.giveUp()
+		if err == nil && p.memory > free {
+			a.giveUpAll()
 		}
 		switch {
 		case err != nil:
@@ -247,6 +298,20 @@ func (a *admission) waiters() (n int) {
 // index returns the index of the queue of a namespace, or -1. The caller must hold a.mu.
 func (a *admission) index(namespace string) int {
 	return slices.IndexFunc(a.waiting, func(q startQueue) bool { return q.namespace == namespace })
+}
+
+// templateDisk is the most disk space that a template takes, in bytes.
+const templateDisk = 256 << 20
+
+// AdmitTemplate begins the build of a template of sandboxes with this memory. It returns an error if the build must not begin now:
+// because a start waits, or because the host has not the memory, or not the disk space, for the build besides that for starts. The
+// build must end early if the returned context ends, which has the cause ErrGivenUp if a start needs the memory. The caller must
+// call end when the build has ended.
+func (m *Manager) AdmitTemplate(ctx context.Context, memoryMiB int) (_ context.Context, end func(), err error) {
+	if err := m.CheckSpace(templateDisk); err != nil {
+		return nil, nil, fmt.Errorf("with a template of up to %d MiB, %w", templateDisk>>20, err)
+	}
+	return m.admission.tryBuild(ctx, uint64(memoryMiB)<<20)
 }
 
 // Room says what the server has left for starts.

@@ -47,8 +47,9 @@ type Options struct {
 	// HostMemory returns the memory that programs on the host, and so sandboxes, can still have, and the memory that they could
 	// have if nothing ran. Both are in bytes. It must not block.
 	HostMemory func() (available, total uint64, err error)
-	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one.
-	CheckSpace func() error
+	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one besides
+	// this many bytes.
+	CheckSpace func(bytes uint64) error
 	// MakeRoom frees disk space from a reserve if that disk is full. It reports whether it did, so that it is worth trying
 	// again what has failed.
 	MakeRoom func() bool

@@ -28,8 +28,9 @@ type fixture struct {
 	rt    *sandboxtest.Runtime
 	guest *sandboxtest.Guest
 	disk  struct {
-		full  bool // CheckSpace refuses
-		parts int  // how often MakeRoom still frees something
+		full  bool   // CheckSpace refuses
+		free  uint64 // CheckSpace refuses more bytes than this, unless it is 0
+		parts int    // how often MakeRoom still frees something
 	}
 	memory func() (available, total uint64, err error) // HostMemory
 }
@@ -62,8 +63,8 @@ func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
 		Boots:      8,
 		HostMemory: func() (available, total uint64, err error) { return f.memory() },
 		MaxCPUs:    4, MaxMemoryMiB: 4096, MaxDiskMiB: 8192, Disks: true, StartTimeout: time.Minute, MaxRunTime: time.Hour,
-		CheckSpace: func() error {
-			if f.disk.full {
+		CheckSpace: func(bytes uint64) error {
+			if f.disk.full || f.disk.free > 0 && bytes > f.disk.free {
 				return ErrNoSpace
 			}
 			return nil

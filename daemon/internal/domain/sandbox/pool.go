@@ -94,10 +94,9 @@ type pool struct {
 	shapes  map[Template]*poolShape
 	entries []*pooled // from the oldest to the newest
 	doomed  []*pooled // to be removed
-	// filling is the template of the refill in progress, which cancelFill ends. givenUp says that admission waits for its end.
+	// filling is the template of the refill in progress, which cancelFill ends.
 	filling    *Template
 	cancelFill context.CancelFunc
-	givenUp    bool
 	holdUntil  time.Time
 	lookedAt   time.Time // for images
 	measuredAt time.Time
@@ -246,11 +245,12 @@ func (p *pool) work(ctx context.Context) time.Duration {
 	if ctx.Err() != nil {
 		return 0
 	}
-	t, end := p.next(time.Now())
+	t, fillCtx, end := p.next(ctx, time.Now())
 	if end == nil {
 		return p.patience(time.Now())
 	}
-	p.fill(ctx, t, end)
+	p.fill(fillCtx, t)
+	end()
 	return 0
 }
 
@@ -479,11 +479,6 @@ func (p *pool) giveUp() (removals int) {
 			defer p.m.admission.freed()
 			_ = p.discard(p.m.lifetime, e)
 		})
-	}
-	if p.cancelFill != nil && !p.givenUp {
-		removals++
-		p.givenUp = true
-		p.cancelFill()
 	}
 	if removals > 0 {
 		p.holdUntil = time.Now().Add(poolHold)

@@ -30,9 +30,10 @@ func (s *poolShape) demandNow(now time.Time) float64 {
 	return s.demand * math.Exp2(-now.Sub(s.demandAt).Seconds()/demandHalf.Seconds())
 }
 
-// next returns the template of which an entry is to be started now, and a function that ends the reservation of its memory. If none
-// is to be started, end is nil.
-func (p *pool) next(now time.Time) (_ Template, end func()) {
+// next returns the template of which an entry is to be started now, and the context of its start, which admission ends if a tenant
+// needs the memory. If none is to be started, end is nil. The caller must call end when the entry has its memory, or will never
+// have it.
+func (p *pool) next(ctx context.Context, now time.Time) (_ Template, fillCtx context.Context, end func()) {
 	all := p.sorted()
 	p.mu.Lock()
 	have, used := map[Template]int{}, 0
@@ -58,15 +59,15 @@ func (p *pool) next(now time.Time) (_ Template, end func()) {
 			waits = fmt.Sprintf("the entries may have %d MiB of memory together", budget)
 		default:
 			var err error
-			if end, err = p.m.admission.tryRefill(uint64(shape.MemoryMiB) << 20); err == nil {
+			if fillCtx, end, err = p.m.admission.tryRefill(ctx, uint64(shape.MemoryMiB)<<20); err == nil {
 				p.setWaits(shape.Template, "")
-				return shape.Template, end
+				return shape.Template, fillCtx, end
 			}
 			waits = err.Error()
 		}
 		p.setWaits(shape.Template, waits)
 	}
-	return Template{}, nil
+	return Template{}, nil, nil
 }
 
 func (p *pool) setWaits(t Template, why string) {
@@ -88,8 +89,8 @@ func (p *pool) patience(now time.Time) time.Duration {
 	return wait
 }
 
-// fill starts an entry. It calls end when the entry has its memory, or will never have it.
-func (p *pool) fill(ctx context.Context, t Template, end func()) {
+// fill starts an entry.
+func (p *pool) fill(ctx context.Context, t Template) {
 	fillCtx, cancel := context.WithTimeout(ctx, p.m.StartTimeout)
 	defer cancel()
 	p.mu.Lock()
@@ -101,10 +102,12 @@ func (p *pool) fill(ctx context.Context, t Template, end func()) {
 	began := time.Now()
 	e, err := p.start(fillCtx, t)
 	p.mu.Lock()
-	givenUp, stopped := p.givenUp, p.stopped
-	p.filling, p.cancelFill, p.givenUp = nil, nil, false
+	given := p.stopped
+	if context.Cause(ctx) == ErrGivenUp {
+		given, p.holdUntil = true, time.Now().Add(poolHold)
+	}
+	p.filling, p.cancelFill = nil, nil
 	p.mu.Unlock()
-	given := givenUp || stopped
 	if err == nil && given {
 		err = errBusy // it was given up at the last moment
 	}
@@ -113,10 +116,6 @@ func (p *pool) fill(ctx context.Context, t Template, end func()) {
 		p.m.Log.Info("added an entry to the pool", "id", e.id, "image", t.Image, "took", time.Since(began).Round(time.Millisecond))
 	} else {
 		_ = p.discard(context.WithoutCancel(ctx), e) // also when the server stops
-	}
-	end()
-	if givenUp {
-		p.m.admission.freed()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,7 +141,7 @@ func (p *pool) start(ctx context.Context, t Template) (*pooled, error) {
 		return e, err
 	}
 	e.digest, rec.Digest = digest, digest
-	if err := m.CheckSpace(); err != nil {
+	if err := m.CheckSpace(0); err != nil {
 		return e, err
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {

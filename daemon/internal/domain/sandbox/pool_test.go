@@ -507,7 +507,7 @@ func TestMemoryOfThePool(t *testing.T) {
 			}
 			if !filling {
 				time.Sleep(10 * time.Second)
-				if s := f.status(t); s.Ready != 2 || s.Waits != "the host has 76 MiB of free memory for sandboxes, and an entry needs 512 MiB" {
+				if s := f.status(t); s.Ready != 2 || s.Waits != "the host has 76 MiB of free memory for sandboxes, and 512 MiB are needed" {
 					t.Fatalf("status: %+v", s)
 				}
 			}

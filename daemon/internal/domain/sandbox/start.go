@@ -181,7 +181,7 @@ func (m *Manager) started(e *entry, rec Record, began time.Time) {
 
 // checkSpace returns an error that wraps ErrNoSpace if the disk has no room for another sandbox.
 func (m *Manager) checkSpace(name Name) error {
-	if err := m.CheckSpace(); err != nil {
+	if err := m.CheckSpace(0); err != nil {
 		return fmt.Errorf("sandbox %s was not started: %w", name, err)
 	}
 	return nil

@@ -448,3 +448,68 @@ func TestManyStartsAndStops(t *testing.T) {
 		f.Manager.Close()
 	})
 }
+
+// The build of a template begins only with memory and disk space that starts do not need, and not while a start waits. A start that
+// lacks its memory ends it, and waits until it has ended.
+func TestAdmitTemplate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, h := newRoomFixture(t, 512*mib+1100*mib, 512*mib) // the reserve is 512 MiB
+		refused := func(memoryMiB int, text string) {
+			t.Helper()
+			if _, _, err := f.AdmitTemplate(t.Context(), memoryMiB); err == nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("a build with %d MiB: %v, want %q", memoryMiB, err, text)
+			}
+		}
+		refused(1101, "the host has 1100 MiB of free memory for sandboxes, and 1101 MiB are needed")
+		f.disk.free = 255 * mib
+		refused(512, "with a template of up to 256 MiB, the server's disk is almost full")
+		f.disk.free = 256 * mib
+
+		// Beside a start, whose memory it does not take.
+		var starts sync.WaitGroup
+		starts.Go(func() {
+			if err := f.Start(t.Context(), testName, Request{MemoryMiB: 512}); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		refused(600, "the host has 588 MiB of free memory")
+		ctx, end, err := f.AdmitTemplate(t.Context(), 512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(100, "the host has 76 MiB of free memory")
+		starts.Wait()
+		if ctx.Err() != nil {
+			t.Error("a start that had its memory has ended the build")
+		}
+
+		// A start that lacks the memory.
+		h.use("build", 100*mib)
+		began := time.Now()
+		go func() {
+			<-ctx.Done()
+			if cause := context.Cause(ctx); cause != ErrGivenUp {
+				t.Errorf("the build ended because of %v", cause)
+			}
+			refused(1, "starts of sandboxes go first")
+			time.Sleep(time.Second)
+			h.use("build", 0)
+			end()
+		}()
+		if err := f.Start(t.Context(), Name{"default", "two"}, Request{MemoryMiB: 512}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took != 11*time.Second {
+			t.Errorf("the start took %s, want that it begins when the build has ended", took)
+		}
+		if free := *f.Room().MemoryBytes; free != 76*mib {
+			t.Errorf("%d MiB are free", free/mib)
+		}
+		_, end, err = f.AdmitTemplate(t.Context(), 76)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end()
+	})
+}

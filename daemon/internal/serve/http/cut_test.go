@@ -48,7 +48,7 @@ func TestRequestsCutShort(t *testing.T) {
 			m := sandbox.NewManager(sandbox.Options{
 				Store: sandboxtest.NewMemoryStore(), Runtime: rt, Connect: guest.Connect,
 				Defaults: sandbox.Config{Template: sandbox.Template{Image: "default", CPUs: 1, MemoryMiB: 512}}, Quota: func(string) sandbox.Quota { return sandbox.Quota{} },
-				CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
+				CheckSpace: func(uint64) error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
 				HostMemory: func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil },
 				MaxCPUs:    4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute, Log: slog.New(slog.DiscardHandler),
 			})

@@ -164,7 +164,7 @@ func TestRunOptions(t *testing.T) {
 	m := sandbox.NewManager(sandbox.Options{
 		Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Connect: sandboxtest.NewGuest().Connect,
 		Defaults: sandbox.Config{Template: sandbox.Template{Image: "default", CPUs: 1, MemoryMiB: 512}}, Quota: func(string) sandbox.Quota { return sandbox.Quota{} },
-		CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
+		CheckSpace: func(uint64) error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
 		HostMemory: func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil },
 		MaxCPUs:    4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute, Log: slog.New(slog.DiscardHandler),
 	})
@@ -193,7 +193,7 @@ func TestRefusedStarts(t *testing.T) {
 		Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Connect: sandboxtest.NewGuest().Connect, Disks: true,
 		Defaults: sandbox.Config{Template: sandbox.Template{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024}}, MaxDiskMiB: 4096,
 		Quota:      func(string) sandbox.Quota { return sandbox.Quota{DiskMiB: 3000} },
-		CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
+		CheckSpace: func(uint64) error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
 		HostMemory: func() (available, total uint64, err error) { return free, 20 << 30, nil },
 		MaxCPUs:    4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute, Log: slog.New(slog.DiscardHandler),
 	})
