@@ -39,14 +39,19 @@ func (s *Service) TemplateBuilt(spec Spec) (time.Time, error) {
 // PruneTemplates removes all templates except those of the images keep. An image is identified as in Spec.Image.
 func (s *Service) PruneTemplates(keep []string) { s.templates.prune(keep) }
 
-// BuildTemplate builds the template for spec, and replaces an older one. It starts a VM with the id and the disks of spec, and
-// removes it before it returns. No other VM may have this id or these disks. The writable disk must be empty. The caller
-// removes the disks.
+// BuildTemplate builds the template for spec, and replaces an older one. If there is no place for it, BuildTemplate returns
+// ErrTemplatesInUse. It starts a VM with the id and the disks of spec, and removes it before it returns. No other VM may have
+// this id or these disks. The writable disk must be empty. The caller removes the disks.
 func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 	key, err := s.templateKey(spec)
 	if err != nil {
 		return fmt.Errorf("build a template: %w", err)
 	}
+	place, err := s.templates.reserve(templateMeta{Key: key, Host: s.templates.host, Image: spec.Image, Keep: spec.KeepTemplate, Built: time.Now()})
+	if err != nil {
+		return fmt.Errorf("build a template: %w", err)
+	}
+	defer s.templates.release(place)
 	m, err := s.create(spec)
 	if err == nil {
 		err = s.add(m)
@@ -71,7 +76,6 @@ func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 		return errRemoved
 	}
 	defer func() { <-m.busy }()
-	meta := templateMeta{Key: key, Host: s.templates.host, Image: spec.Image, Built: time.Now()}
 	t := &template{}
 	if t.memory, err = newMemFile(memoryFile, int64(m.guestMemoryMiB())<<20); err != nil {
 		return err
@@ -80,7 +84,7 @@ func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 		t.memory.Close()
 		return err
 	}
-	if err := s.fillTemplate(ctx, m, spec, meta, t); err != nil {
+	if err := s.fillTemplate(ctx, m, spec, place, t); err != nil {
 		t.close()
 		return err
 	}
@@ -88,8 +92,8 @@ func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 }
 
 // fillTemplate boots the VM m, creates the container of spec in it, waits until the portal is ready, and saves the VM to t. Then
-// it stores t and makes it usable, and t belongs to s.templates. On error, t belongs to the caller.
-func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, meta templateMeta, t *template) error {
+// it stores t in its place and makes it usable, and t belongs to s.templates. On error, t belongs to the caller.
+func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, place *knownTemplate, t *template) error {
 	if err := s.boot(ctx, m, memory{file: t.memory}); err != nil {
 		return err
 	}
@@ -126,7 +130,7 @@ func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, meta 
 	if t.upper, err = disk.ReadExtents(upper, maxDiskData); err != nil {
 		return err
 	}
-	return s.templates.add(ctx, meta, t, upper)
+	return s.templates.add(ctx, place, t, upper)
 }
 
 // quit ends the QEMU of m and waits until it has exited. Only then can the template's memory be sealed.

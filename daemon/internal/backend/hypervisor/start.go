@@ -32,6 +32,8 @@ type Spec struct {
 	// Container is the container that the VM is for. A VM can be a clone of a template if their containers have the same
 	// spec, except for the hostname, the annotations and the path of the cgroup.
 	Container *specs.Spec
+	// KeepTemplate says that the template of this VM takes the place of those for which this is not set.
+	KeepTemplate bool
 }
 
 // maxDiskData is the maximum number of bytes on the writable disk of a template, and on the empty disk of a VM that can be a

@@ -45,6 +45,13 @@ import (
 // MaxTemplateAge is the age at which a template is no longer used, and is built again.
 const MaxTemplateAge = 24 * time.Hour
 
+// minTemplateRest is how long a template must not have been used before another one takes its place. Otherwise, a server on which
+// more kinds of sandboxes than max are started in turns would build templates all the time, and use none of them.
+const minTemplateRest = time.Hour
+
+// ErrTemplatesInUse is the error of the build of a template for which there is no place.
+var ErrTemplatesInUse = errors.New("all templates that this server may keep are in use; raise max_templates to keep more")
+
 // maxTemplateFailures is the number of clones that could not be started after which their template is removed.
 const maxTemplateFailures = 2
 
@@ -63,7 +70,9 @@ type templateMeta struct {
 	// Host is the hostKey of the Service that built the template. Key depends on it as well.
 	Host string `json:"host"`
 	// Image is the image of the sandbox (Spec.Image).
-	Image string    `json:"image"`
+	Image string `json:"image"`
+	// Keep is Spec.KeepTemplate.
+	Keep  bool      `json:"keep,omitempty"`
 	Built time.Time `json:"built"`
 	// Checksums are the checksums of the files by name, as copyData calculates them.
 	Checksums map[string]string `json:"checksums"`
@@ -93,11 +102,13 @@ type templates struct {
 	known []*knownTemplate // the one used last is first
 }
 
-// A knownTemplate is a template that is stored in its directory.
+// A knownTemplate is a template that is stored in its directory, or the place of one that is being built.
 type knownTemplate struct {
 	templateMeta
-	*template     // nil until it was read from its directory
-	failures  int // of its clones
+	*template           // nil until it was built, or read from its directory
+	building  bool      // it is not complete
+	used      time.Time // when a clone was last started, or it was built or found by this server
+	failures  int       // of its clones
 }
 
 // find returns the template with this key, or nil and the reason why it cannot be used. The caller must close the template. If
@@ -109,7 +120,7 @@ func (ts *templates) find(ctx context.Context, key string) (t *template, why str
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	i := ts.index(key)
-	if i < 0 {
+	if i < 0 || ts.known[i].building {
 		return nil, "there is no template yet"
 	}
 	k := ts.known[i]
@@ -139,6 +150,7 @@ func (ts *templates) find(ctx context.Context, key string) (t *template, why str
 		ts.log.Warn("could not open a template", "template", key, "err", err)
 		return nil, "the template could not be opened"
 	}
+	k.used = time.Now()
 	ts.known = slices.Insert(slices.Delete(ts.known, i, i+1), 0, k)
 	return &copied, ""
 }
@@ -152,7 +164,7 @@ func (ts *templates) index(key string) int {
 func (ts *templates) built(key string) time.Time {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if i := ts.index(key); i >= 0 && isRecent(ts.known[i].Built) {
+	if i := ts.index(key); i >= 0 && !ts.known[i].building && isRecent(ts.known[i].Built) {
 		return ts.known[i].Built
 	}
 	return time.Time{}
@@ -202,7 +214,7 @@ func (ts *templates) remove(i int) {
 	_ = os.RemoveAll(filepath.Join(ts.dir, k.Key)) // what remains is noticed by its checksums
 }
 
-// prune removes all templates except those of the images keep.
+// prune removes all templates except those of the images keep, also those that are being built.
 func (ts *templates) prune(keep []string) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
@@ -213,42 +225,78 @@ func (ts *templates) prune(keep []string) {
 	}
 }
 
-// add stores t, whose writable disk is upper, and makes it usable. It takes over t unless it returns an error. t replaces an
-// older template with the same key. If there are then more than max, add removes those that were used longest ago.
-func (ts *templates) add(ctx context.Context, meta templateMeta, t *template, upper *os.File) error {
-	if err := ts.store(ctx, &meta, t, upper); err != nil {
+// reserve takes a place for a template that is to be built: that of an older one with the same key, or a free one, or that of the
+// one that was used longest ago. A template that is kept takes the place of any that is not, and otherwise only a template that was
+// not used for minTemplateRest makes room. reserve removes the older template. If there is no place, it returns
+// ErrTemplatesInUse. The caller must call add, or release.
+func (ts *templates) reserve(meta templateMeta) (*knownTemplate, error) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	i := ts.index(meta.Key)
+	if i < 0 && len(ts.known) >= ts.max {
+		for last, k := range slices.Backward(ts.known) {
+			if !k.building && (meta.Keep && !k.Keep || meta.Keep == k.Keep && time.Since(k.used) >= minTemplateRest) {
+				i = last
+				break
+			}
+		}
+		if i < 0 {
+			return nil, ErrTemplatesInUse
+		}
+	}
+	if i >= 0 {
+		ts.remove(i)
+	}
+	k := &knownTemplate{templateMeta: meta, building: true}
+	ts.known = slices.Insert(ts.known, 0, k)
+	return k, nil
+}
+
+// release gives up a place if it still is that of a template that is being built.
+func (ts *templates) release(k *knownTemplate) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if i := slices.Index(ts.known, k); i >= 0 && k.building {
+		ts.remove(i)
+	}
+}
+
+// add stores t, whose place is k and whose writable disk is upper, and makes it usable. It takes over t unless it returns an error.
+func (ts *templates) add(ctx context.Context, k *knownTemplate, t *template, upper *os.File) (err error) {
+	meta := k.templateMeta
+	dir := filepath.Join(ts.dir, meta.Key)
+	work := dir + ".new"
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("store the template: %w", err), os.RemoveAll(work))
+		}
+	}()
+	if err := store(ctx, work, &meta, t, upper); err != nil {
 		return err
 	}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if i := ts.index(meta.Key); i >= 0 {
-		if old := ts.known[i]; old.template != nil {
-			old.close()
-		}
-		ts.known = slices.Delete(ts.known, i, i+1)
+	if !slices.Contains(ts.known, k) {
+		return errors.New("its image was removed meanwhile")
 	}
-	ts.known = slices.Insert(ts.known, 0, &knownTemplate{templateMeta: meta, template: t})
-	for len(ts.known) > ts.max {
-		ts.remove(len(ts.known) - 1)
+	if err := os.RemoveAll(dir); err != nil { // remove may have failed
+		return err
 	}
+	if err := os.Rename(work, dir); err != nil {
+		return err
+	}
+	k.templateMeta, k.template, k.building, k.used = meta, t, false, time.Now()
 	return nil
 }
 
-// store writes t to its directory, in place of an older template with the same key. It sets the checksums and sizes in meta.
-func (ts *templates) store(ctx context.Context, meta *templateMeta, t *template, upper *os.File) (err error) {
-	dir := filepath.Join(ts.dir, meta.Key)
-	work := dir + ".new"
+// store writes t to the directory work, which it creates. It sets the checksums and sizes in meta.
+func store(ctx context.Context, work string, meta *templateMeta, t *template, upper *os.File) error {
 	if err := os.RemoveAll(work); err != nil {
 		return err
 	}
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("store the template: %w", err), os.RemoveAll(work))
-		}
-	}()
 	meta.Checksums, meta.Sizes = map[string]string{}, map[string]int64{}
 	for name, from := range map[string]*os.File{memoryFile: t.memory, rawState: t.state, upperCopy: upper} {
 		to, err := os.OpenFile(filepath.Join(work, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -264,13 +312,7 @@ func (ts *templates) store(ctx context.Context, meta *templateMeta, t *template,
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(filepath.Join(work, metaFile), data, 0o600); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	return os.Rename(work, dir)
+	return durable.WriteFile(filepath.Join(work, metaFile), data, 0o600)
 }
 
 // load finds the templates in the directory, without reading their memory. It removes those that cannot be used (see readMeta),
@@ -283,7 +325,7 @@ func (ts *templates) load() error {
 	for _, e := range entries {
 		meta, err := ts.readMeta(e.Name())
 		if err == nil && len(ts.known) < ts.max {
-			ts.known = append(ts.known, &knownTemplate{templateMeta: meta})
+			ts.known = append(ts.known, &knownTemplate{templateMeta: meta, used: time.Now()})
 			continue
 		}
 		ts.log.Info("removing a template that is not used any more", "template", e.Name(), "why", err)

@@ -3,11 +3,13 @@ package hypervisor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -33,10 +35,22 @@ func testMemory() []byte {
 	return memory
 }
 
-// add stores a template and makes it usable.
+// addTemplate stores a template and makes it usable.
 func addTemplate(t *testing.T, ts *templates, key string) {
 	t.Helper()
-	made := &template{}
+	place, err := ts.reserve(templateMeta{Key: key, Host: testHost, Image: "image of " + key, Built: time.Now()})
+	if err == nil {
+		err = fillPlace(t, ts, place)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fillPlace stores the template of a place, and makes it usable.
+func fillPlace(t *testing.T, ts *templates, place *knownTemplate) error {
+	t.Helper()
+	key, made := place.Key, &template{}
 	for name, f := range map[string]struct {
 		to   **os.File
 		data []byte
@@ -65,9 +79,11 @@ func addTemplate(t *testing.T, ts *templates, key string) {
 	if _, err := upper.WriteAt([]byte("disk of "+key), 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if err := ts.add(t.Context(), templateMeta{Key: key, Host: testHost, Image: "image of " + key, Built: time.Now()}, made, upper); err != nil {
-		t.Fatal(err)
+	err = ts.add(t.Context(), place, made, upper)
+	if err != nil {
+		made.close()
 	}
+	return err
 }
 
 // restart returns the templates that a Service finds after a restart.
@@ -230,16 +246,91 @@ func TestDamagedTemplates(t *testing.T) {
 	}
 }
 
-// The templates that were used longest ago make room for others, and the failed ones are removed.
+// The templates that were not used for a while make room for others, and those that are not kept also for those that are.
+func TestTemplatesMakeRoom(t *testing.T) {
+	ts := newTemplates(t, 2)
+	has := func(keys ...string) {
+		t.Helper()
+		var have []string
+		for _, k := range ts.known {
+			have = append(have, k.Key)
+		}
+		if slices.Sort(have); !slices.Equal(have, keys) {
+			t.Errorf("there are the templates %q, want %q", have, keys)
+		}
+		if entries, err := os.ReadDir(ts.dir); err != nil || len(entries) != len(keys) {
+			t.Errorf("the directory has %v, %v", entries, err)
+		}
+	}
+	build := func(key string, keep bool, want error) {
+		t.Helper()
+		place, err := ts.reserve(templateMeta{Key: key, Keep: keep, Built: time.Now()})
+		if !errors.Is(err, want) {
+			t.Fatalf("the place of %s: %v, want %v", key, err, want)
+		}
+		if err == nil {
+			if err := fillPlace(t, ts, place); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rest := func(key string) { ts.known[ts.index(key)].used = time.Now().Add(-minTemplateRest) }
+	build("a", false, nil)
+	build("b", false, nil)
+	build("c", false, ErrTemplatesInUse)
+	build("a", false, nil) // in place of itself
+	has("a", "b")
+	rest("a")
+	rest("b")
+	mustFind(t, ts, "b")
+	build("c", false, nil)
+	has("b", "c")
+	build("kept", true, nil)
+	has("c", "kept")
+	rest("kept")
+	build("d", false, ErrTemplatesInUse)
+	build("kept too", true, nil)
+	has("kept", "kept too")
+	build("kept as well", true, nil)
+	has("kept as well", "kept too")
+	build("one too many", true, ErrTemplatesInUse)
+	has("kept as well", "kept too")
+	place, err := ts.reserve(templateMeta{Key: "kept too", Keep: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts.release(place) // the build has failed
+	has("kept as well")
+	if found, why := ts.find(t.Context(), "kept too"); found != nil || why != "there is no template yet" {
+		t.Errorf("a template whose build has failed: %v, %s", found, why)
+	}
+	build("e", false, nil)
+	has("e", "kept as well")
+}
+
+// A template whose image is removed while it is built is not used.
+func TestPruneDuringBuild(t *testing.T) {
+	ts := newTemplates(t, 2)
+	place, err := ts.reserve(templateMeta{Key: "a", Host: testHost, Image: "image", Built: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := ts.find(t.Context(), "a"); found != nil || !ts.built("a").IsZero() {
+		t.Error("a template that is being built is used")
+	}
+	ts.prune(nil)
+	wantError(t, fillPlace(t, ts, place), "its image was removed meanwhile")
+	ts.release(place)
+	if entries, err := os.ReadDir(ts.dir); err != nil || len(entries) != 0 || len(ts.known) != 0 {
+		t.Errorf("left: %v, %v, %v", entries, err, ts.known)
+	}
+}
+
+// Templates whose clones fail, and those of images that were removed, are removed.
 func TestTemplatesAreRemoved(t *testing.T) {
 	ts := newTemplates(t, 2)
 	addTemplate(t, ts, "a")
-	addTemplate(t, ts, "b")
-	mustFind(t, ts, "a")
 	addTemplate(t, ts, "c")
-	if found, why := ts.find(t.Context(), "b"); found != nil || why == "" {
-		t.Error("the template that was used longest ago is still there")
-	}
 	mustFind(t, ts, "a")
 	addTemplate(t, ts, "a") // in place of itself
 	mustFind(t, ts, "c")

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -50,7 +51,7 @@ type wantedTemplate struct {
 	starts int  // of sandboxes of this kind
 
 	// Only BuildTemplates uses these.
-	refused bool          // the last build was not admitted
+	refused bool          // the last build was not admitted, or there was no place for it
 	retryAt time.Time     // when the next build may begin, after one has failed
 	pause   time.Duration // the wait after the last failure; 0 if the last build succeeded
 }
@@ -85,6 +86,13 @@ func (w *wantedTemplates) forget(kind sandbox.Template) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wanted = slices.DeleteFunc(w.wanted, func(t *wantedTemplate) bool { return t.Template == kind })
+}
+
+// isKept reports whether the template for t is kept.
+func (w *wantedTemplates) isKept(t *wantedTemplate) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return t.kept
 }
 
 // wakeUp makes BuildTemplates look for work.
@@ -139,7 +147,7 @@ func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
 	for {
 		wait := templateCheck
 		for _, t := range r.templates.due(time.Now(), r.MaxTemplates) {
-			err := r.buildTemplate(ctx, t.Template, admit)
+			err := r.buildTemplate(ctx, t, admit)
 			if ctx.Err() != nil {
 				return
 			}
@@ -160,18 +168,21 @@ func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
 func (r *Runtime) recordBuild(t *wantedTemplate, err error) (again time.Duration) {
 	log := r.Log.With("image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB)
 	_, refused := errors.AsType[notAdmitted](err)
+	noPlace := errors.Is(err, hypervisor.ErrTemplatesInUse)
 	logged := t.refused
-	t.refused = refused
+	t.refused = refused || noPlace
 	switch {
 	case err == nil:
 		t.pause = 0
 	case errdefs.IsNotFound(err): // the image was removed
 		r.templates.forget(t.Template)
-	case refused:
+	case refused || noPlace:
 		if !logged {
 			log.Info("a template is not built yet; sandboxes boot instead", "why", err)
 		}
-		return admitRetry
+		if refused {
+			return admitRetry
+		}
 	case errors.Is(err, sandbox.ErrGivenUp):
 		t.retryAt = time.Now().Add(firstRetry)
 		log.Info("the build of a template was ended; sandboxes boot instead", "why", sandbox.ErrGivenUp, "again_in", firstRetry)
@@ -187,7 +198,7 @@ func (r *Runtime) recordBuild(t *wantedTemplate, err error) (again time.Duration
 
 // buildTemplate builds the template for sandboxes of kind t, unless there is one that is not too old. If a sandbox needs the memory,
 // the error wraps sandbox.ErrGivenUp.
-func (r *Runtime) buildTemplate(ctx context.Context, t sandbox.Template, admit Admit) (err error) {
+func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Admit) (err error) {
 	image, err := r.Image(ctx, t.Image)
 	if err != nil {
 		return err
@@ -195,11 +206,12 @@ func (r *Runtime) buildTemplate(ctx context.Context, t sandbox.Template, admit A
 	ctx, cancel := context.WithTimeout(ctrd.InNamespace(ctx), templateTimeout)
 	defer cancel()
 	id := "template-" + randomHex()
-	vm, err := r.prepareVM(ctx, id, t, sandbox.DefaultHostname, image)
+	vm, err := r.prepareVM(ctx, id, t.Template, sandbox.DefaultHostname, image)
 	defer func() { err = errors.Join(err, r.Disks.Remove(id)) }()
 	if err != nil {
 		return err
 	}
+	vm.KeepTemplate = r.templates.isKept(t)
 	built, err := r.VMs.TemplateBuilt(vm)
 	if err != nil || !built.IsZero() {
 		return err

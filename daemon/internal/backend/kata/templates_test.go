@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -88,6 +89,9 @@ func TestBuildsAreTriedAgain(t *testing.T) {
 	isDueAfter(nil, templateCheck, "")
 	isDueAfter(notAdmitted{errors.New("the host has no memory")}, admitRetry, "the host has no memory")
 	isDueAfter(notAdmitted{errors.New("the host has no memory")}, admitRetry, "")
+	isDueAfter(nil, templateCheck, "")
+	isDueAfter(hypervisor.ErrTemplatesInUse, templateCheck, "raise max_templates")
+	isDueAfter(hypervisor.ErrTemplatesInUse, templateCheck, "")
 	isDueAfter(errors.New("QEMU exited"), firstRetry, "level=ERROR")
 	isDueAfter(errors.Join(sandbox.ErrGivenUp, errors.New("QEMU exited")), firstRetry, "level=INFO")
 	if len(r.templates.due(time.Now(), 1)) != 0 {
