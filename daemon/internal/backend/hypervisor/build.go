@@ -36,6 +36,9 @@ func (s *Service) TemplateBuilt(spec Spec) (time.Time, error) {
 	return s.templates.built(key), nil
 }
 
+// RemoveOldTemplates removes the templates that are too old to be used, and frees their memory.
+func (s *Service) RemoveOldTemplates() { s.templates.removeOld() }
+
 // PruneTemplates removes all templates except those of the images keep. An image is identified as in Spec.Image.
 func (s *Service) PruneTemplates(keep []string) { s.templates.prune(keep) }
 

@@ -261,6 +261,18 @@ func (ts *templates) release(k *knownTemplate) {
 	}
 }
 
+// removeOld removes the templates that are too old to be used.
+func (ts *templates) removeOld() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for i, k := range slices.Backward(ts.known) {
+		if !k.building && !isRecent(k.Built) {
+			ts.log.Info("removing a template that is too old", "template", k.Key)
+			ts.remove(i)
+		}
+	}
+}
+
 // add stores t, whose place is k and whose writable disk is upper, and makes it usable. It takes over t unless it returns an error.
 func (ts *templates) add(ctx context.Context, k *knownTemplate, t *template, upper *os.File) (err error) {
 	meta := k.templateMeta

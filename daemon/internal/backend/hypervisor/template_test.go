@@ -326,6 +326,31 @@ func TestPruneDuringBuild(t *testing.T) {
 	}
 }
 
+// The memory of a template that is too old is freed, also if nobody asks for a clone of it.
+func TestOldTemplatesFreeMemory(t *testing.T) {
+	ts := newTemplates(t, 3)
+	addTemplate(t, ts, "old")
+	addTemplate(t, ts, "young")
+	if _, err := ts.reserve(templateMeta{Key: "not built", Built: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	old := ts.known[ts.index("old")]
+	file := fmt.Sprintf("/proc/self/fd/%d", old.memory.Fd())
+	memory, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Built = time.Now().Add(-MaxTemplateAge - time.Second)
+	ts.removeOld()
+	if now, err := os.Stat(file); err == nil && os.SameFile(memory, now) {
+		t.Error("the memory of the template is still there")
+	}
+	if entries, err := os.ReadDir(ts.dir); err != nil || len(entries) != 1 || len(ts.known) != 2 {
+		t.Errorf("the directory has %v, %v; %d templates and places", entries, err, len(ts.known))
+	}
+	mustFind(t, ts, "young")
+}
+
 // Templates whose clones fail, and those of images that were removed, are removed.
 func TestTemplatesAreRemoved(t *testing.T) {
 	ts := newTemplates(t, 2)

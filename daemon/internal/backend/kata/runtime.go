@@ -73,6 +73,8 @@ type VMs interface {
 	TemplateBuilt(vm hypervisor.Spec) (time.Time, error)
 	// BuildTemplate builds the template of which the microVM can be a clone.
 	BuildTemplate(ctx context.Context, vm hypervisor.Spec) error
+	// RemoveOldTemplates removes the templates that are too old to be used.
+	RemoveOldTemplates()
 	// IDs returns the ids of the microVMs that the service runs or has not removed completely.
 	IDs() []string
 	// Remove ends the microVM id, and removes its processes and files that belong to the service. It returns nil if id

@@ -48,7 +48,7 @@ type wantedTemplates struct {
 type wantedTemplate struct {
 	sandbox.Template
 	kept   bool // the template is wanted before there are minStarts, and before those of other kinds
-	starts int  // of sandboxes of this kind
+	starts int  // of sandboxes of this kind since its template was built by this server
 
 	// Only BuildTemplates uses these.
 	refused bool          // the last build was not admitted, or there was no place for it
@@ -56,8 +56,8 @@ type wantedTemplate struct {
 	pause   time.Duration // the wait after the last failure; 0 if the last build succeeded
 }
 
-// minStarts is how many sandboxes of a kind must have started before its template is built. A build takes as long as a few
-// boots, so it does not pay for a kind that is started once.
+// minStarts is how many sandboxes of a kind must have started before its template is built, or is built again. A build takes as
+// long as a few boots, so it does not pay for a kind that is started once.
 const minStarts = 2
 
 // maxKinds is how many kinds of sandboxes are remembered.
@@ -86,6 +86,13 @@ func (w *wantedTemplates) forget(kind sandbox.Template) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wanted = slices.DeleteFunc(w.wanted, func(t *wantedTemplate) bool { return t.Template == kind })
+}
+
+// built records that the template for t was built.
+func (w *wantedTemplates) built(t *wantedTemplate) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t.starts = 0
 }
 
 // isKept reports whether the template for t is kept.
@@ -146,6 +153,7 @@ func (r *Runtime) KeepTemplate(image containerd.Image, t sandbox.Template) {
 func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
 	for {
 		wait := templateCheck
+		r.VMs.RemoveOldTemplates()
 		for _, t := range r.templates.due(time.Now(), r.MaxTemplates) {
 			err := r.buildTemplate(ctx, t, admit)
 			if ctx.Err() != nil {
@@ -228,6 +236,7 @@ func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Ad
 		}
 		return err
 	}
+	r.templates.built(t)
 	r.Log.Info("a template was built", "image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }

@@ -1,11 +1,13 @@
 package kata
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -53,6 +55,11 @@ func TestWantedTemplates(t *testing.T) {
 	now = now.Add(time.Second)
 	want(2, "imported", "twice")
 	w.forget(sandbox.Template{Image: "imported"})
+	want(2, "twice", "more")
+	w.built(w.due(now, 1)[0])
+	want(2, "more") // when the template is too old, it is not built again unless it was used
+	w.started(sandbox.Template{Image: "twice"}, false)
+	w.started(sandbox.Template{Image: "twice"}, false)
 	want(2, "twice", "more")
 	for i := range 2 * maxKinds {
 		w.started(sandbox.Template{Image: fmt.Sprint(i)}, true)
@@ -104,4 +111,27 @@ func TestBuildsAreTriedAgain(t *testing.T) {
 	if len(r.templates.wanted) != 0 {
 		t.Error("the template of an image that was removed is still wanted")
 	}
+}
+
+// oldTemplates counts the calls of RemoveOldTemplates.
+type oldTemplates struct {
+	VMs
+	removals int
+}
+
+func (o *oldTemplates) RemoveOldTemplates() { o.removals++ }
+
+// Templates that are too old are removed although nothing is built.
+func TestOldTemplatesAreRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newTestRuntime(t)
+		old := &oldTemplates{}
+		r.VMs = old
+		ctx, cancel := context.WithTimeout(t.Context(), 3*templateCheck+time.Second)
+		defer cancel()
+		r.BuildTemplates(ctx, nil)
+		if old.removals != 4 {
+			t.Errorf("old templates were removed %d times in %s, want 4", old.removals, 3*templateCheck)
+		}
+	})
 }
