@@ -43,8 +43,8 @@ func (s *Service) RemoveOldTemplates() { s.templates.removeOld() }
 func (s *Service) PruneTemplates(keep []string) { s.templates.prune(keep) }
 
 // BuildTemplate builds the template for spec, and replaces an older one. If there is no place for it, BuildTemplate returns
-// ErrTemplatesInUse. It starts a VM with the id and the disks of spec, and removes it before it returns. No other VM may have
-// this id or these disks. The writable disk must be empty. The caller removes the disks.
+// ErrTemplatesInUse. It starts a VM with the id and the disks of spec. No other VM may have this id or these disks. The writable
+// disk must be empty. The caller must call Remove for the VM, also after an error, and remove the disks.
 func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 	key, err := s.templateKey(spec)
 	if err != nil {
@@ -66,9 +66,6 @@ func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 		if err != nil {
 			err = fmt.Errorf("build a template: %w%s", err, m.lastWords())
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
-		defer cancel()
-		err = errors.Join(err, s.Remove(ctx, spec.ID))
 	}()
 	if err := s.makeDir(m); err != nil {
 		return err

@@ -117,6 +117,9 @@ func TestTemplate(t *testing.T) {
 		t.Fatalf("%v\n%s", err, h.log)
 	}
 	t.Logf("built in %v", time.Since(start))
+	if err := h.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
 	if !h.isRemoved(t, id) {
 		t.Error("the VM of the template was not removed completely")
 	}
@@ -174,6 +177,9 @@ func TestTemplateBuildFails(t *testing.T) {
 	spec := diskSpec(t, cfg, id)
 	spec.Container.Process.Cwd = "/missing\x00"
 	wantError(t, h.BuildTemplate(t.Context(), spec), "build a template", "start the container in the guest")
+	if err := h.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
 	if !h.isRemoved(t, id) {
 		t.Error("the VM was not removed completely")
 	}

@@ -71,7 +71,7 @@ type VMs interface {
 	// TemplateBuilt returns when the template was built of which the microVM can be a clone. It is the zero time if there is
 	// none.
 	TemplateBuilt(vm hypervisor.Spec) (time.Time, error)
-	// BuildTemplate builds the template of which the microVM can be a clone.
+	// BuildTemplate builds the template of which the microVM can be a clone. The caller must call Remove, also after an error.
 	BuildTemplate(ctx context.Context, vm hypervisor.Spec) error
 	// RemoveOldTemplates removes the templates that are too old to be used.
 	RemoveOldTemplates()

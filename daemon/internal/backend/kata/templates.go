@@ -21,6 +21,9 @@ const (
 	templateCheck = 10 * time.Minute
 	// templateTimeout limits the build of one template.
 	templateTimeout = 5 * time.Minute
+	// removeTimeout limits the removal of what the build of a template leaves. If it fails, it is tried again after removeRetry.
+	removeTimeout = 30 * time.Second
+	removeRetry   = time.Minute
 	// admitRetry is after which time a build is tried again that was not admitted.
 	admitRetry = 5 * time.Second
 	// If the build of a template fails, or a start of a sandbox has ended it, it is tried again after firstRetry. After each
@@ -40,6 +43,8 @@ type notAdmitted struct{ error }
 // wantedTemplates are the kinds of sandboxes that may get a template. A kind is an image and a size.
 type wantedTemplates struct {
 	wake chan struct{} // with room for one; has an element if BuildTemplates should look for work
+
+	leftovers []string // the ids of builds whose microVM or disks could not be removed; only BuildTemplates uses them
 
 	mu     sync.Mutex
 	wanted []*wantedTemplate // the kind that was started last is first
@@ -154,6 +159,9 @@ func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
 	for {
 		wait := templateCheck
 		r.VMs.RemoveOldTemplates()
+		if !r.removeBuilds(ctx) {
+			wait = removeRetry
+		}
 		for _, t := range r.templates.due(time.Now(), r.MaxTemplates) {
 			err := r.buildTemplate(ctx, t, admit)
 			if ctx.Err() != nil {
@@ -213,9 +221,13 @@ func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Ad
 	}
 	ctx, cancel := context.WithTimeout(ctrd.InNamespace(ctx), templateTimeout)
 	defer cancel()
-	id := "template-" + randomHex()
+	id, began := "template-"+randomHex(), false
+	defer func() {
+		if !began {
+			err = errors.Join(err, r.Disks.Remove(id))
+		}
+	}()
 	vm, err := r.prepareVM(ctx, id, t.Template, sandbox.DefaultHostname, image)
-	defer func() { err = errors.Join(err, r.Disks.Remove(id)) }()
 	if err != nil {
 		return err
 	}
@@ -224,19 +236,41 @@ func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Ad
 	if err != nil || !built.IsZero() {
 		return err
 	}
-	ctx, end, err := admit(ctx, t.MemoryMiB)
+	admitted, end, err := admit(ctx, t.MemoryMiB)
 	if err != nil {
 		return notAdmitted{err}
 	}
-	defer end()
+	began = true
+	defer func() {
+		r.templates.leftovers = append(r.templates.leftovers, id)
+		r.removeBuilds(ctx)
+		end() // now its memory is free
+	}()
 	start := time.Now()
-	if err := r.VMs.BuildTemplate(ctx, vm); err != nil {
-		if ctx.Err() != nil {
-			err = errors.Join(context.Cause(ctx), err)
+	if err := r.VMs.BuildTemplate(admitted, vm); err != nil {
+		if admitted.Err() != nil {
+			err = errors.Join(context.Cause(admitted), err)
 		}
 		return err
 	}
 	r.templates.built(t)
 	r.Log.Info("a template was built", "image", t.Image, "cpus", t.CPUs, "memory_mib", t.MemoryMiB, "disk_mib", t.DiskMiB, "took", time.Since(start).Round(time.Millisecond))
 	return nil
+}
+
+// removeBuilds removes the microVMs and the disks that builds have left. It reports whether nothing is left.
+func (r *Runtime) removeBuilds(ctx context.Context) bool {
+	r.templates.leftovers = slices.DeleteFunc(r.templates.leftovers, func(id string) bool {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+		defer cancel()
+		err := r.VMs.Remove(ctx, id)
+		if err == nil { // otherwise QEMU may still use the disks
+			err = r.Disks.Remove(id)
+		}
+		if err != nil {
+			r.Log.Error("could not remove what the build of a template has left", "id", id, "err", err, "again_in", removeRetry)
+		}
+		return err == nil
+	})
+	return len(r.templates.leftovers) == 0
 }

@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -132,6 +136,49 @@ func TestOldTemplatesAreRemoved(t *testing.T) {
 		r.BuildTemplates(ctx, nil)
 		if old.removals != 4 {
 			t.Errorf("old templates were removed %d times in %s, want 4", old.removals, 3*templateCheck)
+		}
+	})
+}
+
+// stubbornVMs cannot remove a microVM until the third attempt.
+type stubbornVMs struct {
+	oldTemplates
+	attempts int
+}
+
+func (s *stubbornVMs) Remove(context.Context, string) error {
+	if s.attempts++; s.attempts < 3 {
+		return errors.New("busy")
+	}
+	return nil
+}
+
+// What the build of a template has left is removed later if that fails, the disks not before the microVM.
+func TestRemovalOfBuildIsTriedAgain(t *testing.T) {
+	disks, err := disk.New(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r, log := newTestRuntime(t)
+		vms := &stubbornVMs{}
+		r.VMs, r.Disks, r.templates.leftovers = vms, disks, []string{"template-1"}
+		writeFile(t, filepath.Join(filepath.Dir(disks.Accounts("template-1")), "template-1", "upper.ext4"), "x")
+		ctx, cancel := context.WithCancel(t.Context())
+		var loop sync.WaitGroup
+		loop.Go(func() { r.BuildTemplates(ctx, nil) })
+		for i, left := range []int{1, 1, 0} {
+			time.Sleep(removeRetry - time.Second)
+			ids, err := disks.IDs()
+			if err != nil || len(ids) != left || vms.attempts != i+1 {
+				t.Errorf("in minute %d: the disks %q, %v, after %d attempts", i+1, ids, err, vms.attempts)
+			}
+			time.Sleep(time.Second)
+		}
+		cancel()
+		loop.Wait()
+		if n := strings.Count(log.String(), "busy"); n != 2 || vms.attempts != 3 {
+			t.Errorf("%d attempts, log %s", vms.attempts, log)
 		}
 	})
 }
