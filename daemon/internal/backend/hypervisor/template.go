@@ -105,10 +105,11 @@ type templates struct {
 // A knownTemplate is a template that is stored in its directory, or the place of one that is being built.
 type knownTemplate struct {
 	templateMeta
-	*template           // nil until it was built, or read from its directory
-	building  bool      // it is not complete
-	used      time.Time // when a clone was last started, or it was built or found by this server
-	failures  int       // of its clones
+	*template            // nil until it was built, or read from its directory
+	reading   sync.Mutex // held by the start that reads it
+	building  bool       // it is not complete
+	used      time.Time  // when a clone was last started, or it was built or found by this server
+	failures  int        // of its clones
 }
 
 // find returns the template with this key, or nil and the reason why it cannot be used. The caller must close the template. If
@@ -117,27 +118,19 @@ func (ts *templates) find(ctx context.Context, key string) (t *template, why str
 	if ts.max == 0 {
 		return nil, "this server keeps no templates"
 	}
+	k, why := ts.usable(key)
+	if k == nil {
+		return nil, why
+	}
+	if err := ts.ensureRead(ctx, k); err != nil {
+		ts.log.Warn("could not read a template", "template", key, "err", err)
+		return nil, "the template could not be read"
+	}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	i := ts.index(key)
-	if i < 0 || ts.known[i].building {
-		return nil, "there is no template yet"
-	}
-	k := ts.known[i]
-	if !isRecent(k.Built) {
-		return nil, "the template is too old"
-	}
-	if k.template == nil {
-		read, err := k.read(ctx, filepath.Join(ts.dir, key))
-		if errors.Is(err, errDamaged) {
-			ts.log.Error("removing a template that is damaged; it is built again", "template", key, "err", err)
-			ts.remove(i)
-		}
-		if err != nil {
-			ts.log.Warn("could not read a template", "template", key, "err", err)
-			return nil, "the template could not be read"
-		}
-		k.template = read
+	i := slices.Index(ts.known, k)
+	if i < 0 {
+		return nil, "the template was removed"
 	}
 	copied := *k.template
 	var err error
@@ -153,6 +146,49 @@ func (ts *templates) find(ctx context.Context, key string) (t *template, why str
 	k.used = time.Now()
 	ts.known = slices.Insert(slices.Delete(ts.known, i, i+1), 0, k)
 	return &copied, ""
+}
+
+// usable returns the template with this key, which may have to be read, or nil and the reason why it cannot be used.
+func (ts *templates) usable(key string) (k *knownTemplate, why string) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	i := ts.index(key)
+	switch {
+	case i < 0 || ts.known[i].building:
+		return nil, "there is no template yet"
+	case !isRecent(ts.known[i].Built):
+		return nil, "the template is too old"
+	}
+	return ts.known[i], ""
+}
+
+// ensureRead reads the files of k, unless that was done or k was removed. Meanwhile, other callers wait only if they need k. If the
+// files are damaged, ensureRead removes k.
+func (ts *templates) ensureRead(ctx context.Context, k *knownTemplate) error {
+	k.reading.Lock()
+	defer k.reading.Unlock()
+	ts.mu.Lock()
+	needed := k.template == nil && slices.Contains(ts.known, k)
+	ts.mu.Unlock()
+	if !needed {
+		return nil
+	}
+	read, err := k.read(ctx, filepath.Join(ts.dir, k.Key))
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	i := slices.Index(ts.known, k)
+	switch {
+	case i < 0 && err == nil:
+		read.close()
+	case i < 0: // its files were removed
+		return nil
+	case errors.Is(err, errDamaged):
+		ts.log.Error("removing a template that is damaged; it is built again", "template", k.Key, "err", err)
+		ts.remove(i)
+	case err == nil:
+		k.template = read
+	}
+	return err
 }
 
 // index returns the index of the template with this key, or -1. The caller holds mu.

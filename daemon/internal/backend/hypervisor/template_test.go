@@ -351,6 +351,81 @@ func TestOldTemplatesFreeMemory(t *testing.T) {
 	mustFind(t, ts, "young")
 }
 
+// While the files of a template are read, only starts that need it wait. It is read once.
+func TestReadingTemplates(t *testing.T) {
+	ts := newTemplates(t, 2)
+	addTemplate(t, ts, "a")
+	addTemplate(t, ts, "slow")
+	again, log := restart(t, ts)
+
+	found := make(chan *template)
+	for range 4 {
+		go func() {
+			a, why := again.find(t.Context(), "a")
+			if a == nil {
+				t.Error(why)
+			}
+			found <- a
+		}()
+	}
+	var first os.FileInfo
+	for range 4 {
+		a := <-found
+		if a == nil {
+			continue
+		}
+		info, err := a.memory.Stat()
+		if first == nil {
+			first = info
+		}
+		if err != nil || !os.SameFile(info, first) {
+			t.Errorf("the starts have different memory: %v", err)
+		}
+		a.close()
+	}
+
+	// The read of this template blocks in the open of the file.
+	pipe := filepath.Join(ts.dir, "slow", memoryFile)
+	if err := errors.Join(os.Remove(pipe), unix.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	whys := make(chan string, 2)
+	for range 2 {
+		go func() {
+			_, why := again.find(t.Context(), "slow")
+			whys <- why
+		}()
+	}
+	slow := again.known[again.index("slow")]
+	waitUntil(t, "the template is being read", func() bool {
+		free := slow.reading.TryLock()
+		if free {
+			slow.reading.Unlock()
+		}
+		return !free
+	})
+	mustFind(t, again, "a")
+	again.removeOld()
+	select {
+	case why := <-whys:
+		t.Errorf("a start did not wait for the template that is being read: %s", why)
+	default:
+	}
+	writer, err := os.OpenFile(pipe, os.O_WRONLY, 0) // waits for the reader
+	if err != nil {
+		t.Fatal(err)
+	}
+	writer.Close()
+	for range 2 {
+		if why := <-whys; why == "" {
+			t.Error("a damaged template is used")
+		}
+	}
+	if strings.Count(log.String(), "is damaged; it is built again") != 1 {
+		t.Errorf("log: %s", log)
+	}
+}
+
 // Templates whose clones fail, and those of images that were removed, are removed.
 func TestTemplatesAreRemoved(t *testing.T) {
 	ts := newTemplates(t, 2)
