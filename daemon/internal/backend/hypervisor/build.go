@@ -29,7 +29,7 @@ const hangUp = 300 * time.Millisecond
 
 // TemplateBuilt returns when the template for spec was built. It is the zero time if there is no such template.
 func (s *Service) TemplateBuilt(spec Spec) (time.Time, error) {
-	key, err := s.templateKey(spec)
+	key, _, err := s.templateKey(spec)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -46,11 +46,11 @@ func (s *Service) PruneTemplates(keep []string) { s.templates.prune(keep) }
 // ErrTemplatesInUse. It starts a VM with the id and the disks of spec. No other VM may have this id or these disks. The writable
 // disk must be empty. The caller must call Remove for the VM, also after an error, and remove the disks.
 func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
-	key, err := s.templateKey(spec)
+	key, host, err := s.templateKey(spec)
 	if err != nil {
 		return fmt.Errorf("build a template: %w", err)
 	}
-	place, err := s.templates.reserve(templateMeta{Key: key, Host: s.templates.host, Image: spec.Image, Keep: spec.KeepTemplate, Built: time.Now()})
+	place, err := s.templates.reserve(templateMeta{Key: key, Host: host, Image: spec.Image, Keep: spec.KeepTemplate, Built: time.Now()})
 	if err != nil {
 		return fmt.Errorf("build a template: %w", err)
 	}
@@ -92,7 +92,7 @@ func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 }
 
 // fillTemplate boots the VM m, creates the container of spec in it, waits until the portal is ready, and saves the VM to t. Then
-// it stores t in its place and makes it usable, and t belongs to s.templates. On error, t belongs to the caller.
+// it calls storeTemplate. On error, t belongs to the caller.
 func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, place *knownTemplate, t *template) error {
 	if err := s.boot(ctx, m, memory{file: t.memory}); err != nil {
 		return err
@@ -119,16 +119,24 @@ func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, place
 	if err := m.quit(ctx, monitor); err != nil {
 		return err
 	}
+	return s.storeTemplate(ctx, spec, place, t)
+}
+
+// storeTemplate stores t in its place and makes it usable, and t belongs to s.templates. On error, t belongs to the caller.
+func (s *Service) storeTemplate(ctx context.Context, spec Spec, place *knownTemplate, t *template) error {
 	if err := errors.Join(seal(t.memory), seal(t.state)); err != nil {
 		return err
 	}
-	upper, err := os.Open(m.Disks.Upper)
+	upper, err := os.Open(spec.Disks.Upper)
 	if err != nil {
 		return err
 	}
 	defer upper.Close()
 	if t.upper, err = disk.ReadExtents(upper, maxDiskData); err != nil {
 		return err
+	}
+	if key, _, err := s.templateKey(spec); err != nil || key != place.Key { // QEMU may not be the one of the key
+		return errors.Join(errors.New("QEMU, the guest or the image has changed during the build"), err)
 	}
 	return s.templates.add(ctx, place, t, upper)
 }

@@ -136,8 +136,8 @@ func New(cfg Config) (*Service, error) {
 		if err != nil {
 			return nil, fmt.Errorf("prepare templates: %w", err)
 		}
-		s.templates.dir, s.templates.max, s.templates.host, s.templates.log = cfg.TemplateDir, cfg.MaxTemplates, host, cfg.Log
-		if err := s.templates.load(); err != nil {
+		s.templates.dir, s.templates.max, s.templates.log = cfg.TemplateDir, cfg.MaxTemplates, cfg.Log
+		if err := s.templates.load(host); err != nil {
 			return nil, err
 		}
 	}

@@ -129,7 +129,7 @@ func (s *Service) makeDir(m *machine) error {
 
 // start starts the VM m as a clone of its template. Without a template, or if that fails, it boots the VM.
 func (s *Service) start(ctx context.Context, m *machine, spec Spec) error {
-	key, err := s.templateKey(spec)
+	key, _, err := s.templateKey(spec)
 	if err != nil {
 		return err
 	}

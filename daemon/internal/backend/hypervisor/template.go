@@ -37,7 +37,8 @@ import (
 //	KEY/meta.json  templateMeta
 //
 // A directory whose name ends in .new is incomplete. KEY is a hash of everything on which the template depends: the programs
-// and the host (hostKey), and the size, the image and the container of the VM (templateKey).
+// and the host (hostKey), and the size, the image and the container of the VM (templateKey). It is computed for each VM, so a
+// template is not used for programs or an image that were replaced while msbd runs.
 //
 // In all clones of a template, the kernel and the programs that the template had are at the same addresses. So that this is
 // not so for long, a template is used for at most MaxTemplateAge.
@@ -67,7 +68,7 @@ const (
 type templateMeta struct {
 	// Key is the name of the template's directory.
 	Key string `json:"key"`
-	// Host is the hostKey of the Service that built the template. Key depends on it as well.
+	// Host is the hostKey of the time at which the template was built. Key depends on it as well.
 	Host string `json:"host"`
 	// Image is the image of the sandbox (Spec.Image).
 	Image string `json:"image"`
@@ -93,10 +94,9 @@ func (t *template) close() {
 
 // templates are the templates of a Service.
 type templates struct {
-	dir  string // where they are stored
-	max  int    // how many are kept; if it is 0, there are none, and the other fields are not set
-	host string // the templateMeta.Host of all of them
-	log  *slog.Logger
+	dir string // where they are stored
+	max int    // how many are kept; if it is 0, there are none, and the other fields are not set
+	log *slog.Logger
 
 	mu    sync.Mutex
 	known []*knownTemplate // the one used last is first
@@ -364,14 +364,14 @@ func store(ctx context.Context, work string, meta *templateMeta, t *template, up
 }
 
 // load finds the templates in the directory, without reading their memory. It removes those that cannot be used (see readMeta),
-// and those beyond max.
-func (ts *templates) load() error {
+// and those beyond max. host is the hostKey.
+func (ts *templates) load(host string) error {
 	entries, err := os.ReadDir(ts.dir)
 	if err != nil {
 		return fmt.Errorf("find templates: %w", err)
 	}
 	for _, e := range entries {
-		meta, err := ts.readMeta(e.Name())
+		meta, err := ts.readMeta(e.Name(), host)
 		if err == nil && len(ts.known) < ts.max {
 			ts.known = append(ts.known, &knownTemplate{templateMeta: meta, used: time.Now()})
 			continue
@@ -386,13 +386,13 @@ func (ts *templates) load() error {
 
 // readMeta reads the description of the template with this key. It returns an error that says why if the template is
 // incomplete, too old, or was built with other programs or before the host's last start.
-func (ts *templates) readMeta(key string) (meta templateMeta, err error) {
+func (ts *templates) readMeta(key, host string) (meta templateMeta, err error) {
 	data, err := os.ReadFile(filepath.Join(ts.dir, key, metaFile))
 	switch {
 	case err != nil:
 	case json.Unmarshal(data, &meta) != nil || meta.Key != key:
 		err = errors.New("its description is damaged, or it is not complete")
-	case meta.Host != ts.host:
+	case meta.Host != host:
 		err = errors.New("it was built for another version of msbd, of its programs or of the host's system, or before the host's last start")
 	case !isRecent(meta.Built):
 		err = errors.New("it is too old")
@@ -508,28 +508,48 @@ func hostKey(cfg Config) (string, error) {
 	}
 	fmt.Fprintf(sum, "1\n%s\n%s\n", boot, cfg.Accelerator)
 	for _, path := range []string{cfg.QEMU, cfg.Kernel, cfg.Initrd} {
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return "", fmt.Errorf("identify %s: %w", path, err)
+		id, err := identify(path)
+		if err != nil {
+			return "", err
 		}
-		fmt.Fprintf(sum, "%s %d %d %d %d\n", path, st.Dev, st.Ino, st.Size, st.Mtim.Nano())
+		fmt.Fprintf(sum, "%s %s\n", path, id)
 	}
 	return encodeKey(sum), nil
+}
+
+// identify returns what changes when a file is replaced or written. It does not change for a hard link.
+func identify(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("identify %s: %w", path, err)
+	}
+	return fmt.Sprint(st.Dev, st.Ino, st.Size, st.Mtim.Nano()), nil
 }
 
 // encodeKey returns the first half of a SHA-256 sum in hexadecimal.
 func encodeKey(sum hash.Hash) string { return hex.EncodeToString(sum.Sum(nil)[:16]) }
 
-// templateKey returns the key of the template for spec: the VM that spec describes can only be a clone of this one.
-func (s *Service) templateKey(spec Spec) (string, error) {
+// templateKey returns the key of the template for spec: the VM that spec describes can only be a clone of this one. It also
+// returns the hostKey.
+//
+// The image's disk is identified by its file as well. A disk that is built again for the same image has other data at the same
+// places, for example because of times or a new mkfs.erofs, and the memory of a template may hold parts of the disk it had.
+func (s *Service) templateKey(spec Spec) (key, host string, err error) {
 	upper, err := os.Stat(spec.Disks.Upper)
 	if err != nil {
-		return "", err
+		return "", "", err
+	}
+	image, err := identify(spec.Disks.Image)
+	if err == nil {
+		host, err = hostKey(s.cfg)
+	}
+	if err != nil {
+		return "", "", err
 	}
 	command := s.qemuCommand(state{VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB}, memory{file: os.Stdin})
 	sum := sha256.New()
-	err = json.NewEncoder(sum).Encode([]any{s.templates.host, command, spec.Image, upper.Size(), templateContainer(spec.Container)})
-	return encodeKey(sum), err
+	err = json.NewEncoder(sum).Encode([]any{host, command, spec.Image, image, upper.Size(), templateContainer(spec.Container)})
+	return encodeKey(sum), host, err
 }
 
 // templateContainer returns the part of a container's spec that must be the same in a template and its clones. The guest's

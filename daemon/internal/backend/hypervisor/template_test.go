@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +24,7 @@ const testHost = "this host"
 // newTemplates returns templates in a directory of the test.
 func newTemplates(t *testing.T, limit int) *templates {
 	t.Helper()
-	return &templates{dir: t.TempDir(), max: limit, host: testHost, log: slog.New(slog.DiscardHandler)}
+	return &templates{dir: t.TempDir(), max: limit, log: slog.New(slog.DiscardHandler)}
 }
 
 // testMemory is the memory of a template: a block, a hole, some zeros, and a block that is not aligned.
@@ -47,10 +48,10 @@ func addTemplate(t *testing.T, ts *templates, key string) {
 	}
 }
 
-// fillPlace stores the template of a place, and makes it usable.
-func fillPlace(t *testing.T, ts *templates, place *knownTemplate) error {
+// makeTemplate returns a template without a disk, which is not sealed yet. The caller must close it.
+func makeTemplate(t *testing.T, key string) *template {
 	t.Helper()
-	key, made := place.Key, &template{}
+	made := &template{}
 	for name, f := range map[string]struct {
 		to   **os.File
 		data []byte
@@ -66,10 +67,17 @@ func fillPlace(t *testing.T, ts *templates, place *knownTemplate) error {
 				}
 			}
 		}
-		if err := seal(file); err != nil {
-			t.Fatal(err)
-		}
 		*f.to = file
+	}
+	return made
+}
+
+// fillPlace stores the template of a place, and makes it usable.
+func fillPlace(t *testing.T, ts *templates, place *knownTemplate) error {
+	t.Helper()
+	key, made := place.Key, makeTemplate(t, place.Key)
+	if err := errors.Join(seal(made.memory), seal(made.state)); err != nil {
+		t.Fatal(err)
 	}
 	upper, err := os.Create(filepath.Join(t.TempDir(), "upper"))
 	if err != nil {
@@ -90,8 +98,8 @@ func fillPlace(t *testing.T, ts *templates, place *knownTemplate) error {
 func restart(t *testing.T, ts *templates) (*templates, *safeBuffer) {
 	t.Helper()
 	log := &safeBuffer{}
-	again := &templates{dir: ts.dir, max: ts.max, host: ts.host, log: slog.New(slog.NewTextHandler(log, nil))}
-	if err := again.load(); err != nil {
+	again := &templates{dir: ts.dir, max: ts.max, log: slog.New(slog.NewTextHandler(log, nil))}
+	if err := again.load(testHost); err != nil {
 		t.Fatal(err)
 	}
 	return again, log
@@ -452,6 +460,128 @@ func TestTemplatesAreRemoved(t *testing.T) {
 	}
 	if !again.built("a").After(time.Now().Add(-time.Hour)) || !again.built("c").IsZero() {
 		t.Errorf("a was built at %v, c at %v", again.built("a"), again.built("c"))
+	}
+}
+
+// A VM is a clone only of a template with the same programs, image and size, as they are now.
+func TestTemplateKey(t *testing.T) {
+	cfg := newConfig(t)
+	dir := filepath.Dir(cfg.Dir)
+	cfg.Accelerator = "kvm" // with emulation, a VM has one processor
+	programs := map[string]*string{"qemu": &cfg.QEMU, "kernel": &cfg.Kernel, "initrd": &cfg.Initrd}
+	for name, path := range programs {
+		*path = filepath.Join(dir, name)
+		writeFile(t, *path, name)
+	}
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(path string) { // with the same content, as a package manager does
+		data, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(path+".new", data, 0o600)
+		}
+		if err := errors.Join(err, os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := testSpec(cfg, "one")
+	spec.Container.Linux = &specs.Linux{CgroupsPath: "/one"}
+	keyOf := func(spec Spec) string {
+		t.Helper()
+		key, _, err := s.templateKey(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	key := keyOf(spec)
+	equal := spec
+	equal.ID, equal.Disks = "two", Disks{Image: filepath.Join(dir, "link"), Upper: filepath.Join(dir, "another")}
+	equal.Container = &specs.Spec{Hostname: "two", Annotations: map[string]string{"a": "b"}, Linux: &specs.Linux{CgroupsPath: "/two"}}
+	writeFile(t, equal.Disks.Upper, strings.Repeat("y", 4096))
+	if err := os.Link(spec.Disks.Image, equal.Disks.Image); err != nil {
+		t.Fatal(err)
+	}
+	if keyOf(equal) != key {
+		t.Error("the keys of two sandboxes of one kind differ")
+	}
+	keys := map[string]string{key: "the first"}
+	differs := func(what string, spec Spec) {
+		t.Helper()
+		key := keyOf(spec)
+		if other := keys[key]; other != "" {
+			t.Errorf("with another %s, the key is that of %s", what, other)
+		}
+		keys[key] = what
+	}
+	for what, change := range map[string]func(*Spec){
+		"number of processors": func(s *Spec) { s.VCPUs++ },
+		"memory":               func(s *Spec) { s.MemoryMiB++ },
+		"image":                func(s *Spec) { s.Image = "another" },
+		"user":                 func(s *Spec) { s.Container = &specs.Spec{Process: &specs.Process{User: specs.User{UID: 1}}} },
+		"size of the disk":     func(s *Spec) { s.Disks.Upper = cfg.Kernel },
+	} {
+		changed := spec
+		change(&changed)
+		differs(what, changed)
+	}
+	for what, path := range programs {
+		replace(*path)
+		differs(what, spec)
+	}
+	replace(spec.Disks.Image) // as a disk that is built again
+	differs("disk of the image", spec)
+}
+
+// A template that cannot be stored, because the disk is full or what it depends on was changed during its build, leaves nothing. The
+// VM then boots.
+func TestTemplateThatIsNotStored(t *testing.T) {
+	for name, test := range map[string]struct {
+		prepare func(t *testing.T, cfg Config)
+		want    string
+	}{
+		"full disk": {func(t *testing.T, cfg Config) {
+			if err := unix.Mount("tmpfs", cfg.TemplateDir, "tmpfs", 0, "size=128k"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(cfg.TemplateDir, 0); err != nil {
+					t.Error(err)
+				}
+			})
+		}, "no space left on device"},
+		"changed image": {func(t *testing.T, cfg Config) { writeFile(t, imagePath(cfg), "another") }, "has changed during the build"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := newConfig(t)
+			cfg.TemplateDir, cfg.MaxTemplates = filepath.Join(filepath.Dir(cfg.Dir), "templates"), 1
+			s, err := New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec := testSpec(cfg, "one")
+			key, host, err := s.templateKey(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			place, err := s.templates.reserve(templateMeta{Key: key, Host: host, Built: time.Now()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			made := makeTemplate(t, key)
+			defer made.close()
+			test.prepare(t, cfg)
+			wantError(t, s.storeTemplate(t.Context(), spec, place, made), test.want)
+			s.templates.release(place)
+			if entries, err := os.ReadDir(cfg.TemplateDir); err != nil || len(entries) != 0 || len(s.templates.known) != 0 {
+				t.Errorf("left: %v, %v, %v", entries, err, s.templates.known)
+			}
+			if found, why := s.templates.find(t.Context(), key); found != nil || why != "there is no template yet" {
+				t.Errorf("the template is used: %v, %s", found, why)
+			}
+		})
 	}
 }
 
