@@ -2,16 +2,19 @@ package hypervisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -614,5 +617,57 @@ func TestTemplateBuildHasLowPriority(t *testing.T) {
 	boot, clone := weightOf("boot", memory{}), weightOf("clone", memory{file: os.Stdin, state: os.Stdin})
 	if build := weightOf("build", memory{file: os.Stdin}); build > boot/10 || clone != boot {
 		t.Errorf("the weight of a build is %d, that of a boot %d, and that of a clone %d", build, boot, clone)
+	}
+}
+
+// After a restart of the host, which has emptied the run directory, msbd removes the templates from before.
+func TestTemplatesAfterReboot(t *testing.T) {
+	cfg := newConfig(t)
+	const variable = "MSB_TEST_TEMPLATES"
+	restarted := os.Getenv(variable) != ""
+	cfg.TemplateDir, cfg.MaxTemplates = cmp.Or(os.Getenv(variable), filepath.Join(filepath.Dir(cfg.Dir), "templates")), 1
+	log := &safeBuffer{}
+	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+	if restarted { // this is the process below
+		id := filepath.Join(filepath.Dir(cfg.Dir), "boot_id")
+		writeFile(t, id, "0d53e9b6-8f4a-4d8c-b6a3-2f1f4e6a9c11\n")
+		if err := unix.Mount(id, "/proc/sys/kernel/random/boot_id", "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := testSpec(cfg, "one")
+	key, host, err := s.templateKey(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if restarted {
+		entries, err := os.ReadDir(cfg.TemplateDir)
+		if err != nil || len(entries) != 0 || len(s.templates.known) != 0 || !strings.Contains(log.String(), "before the host's last start") {
+			t.Errorf("after the restart of the host: %v, %v, %v, log %s", entries, err, s.templates.known, log)
+		}
+		if _, why := s.templates.find(t.Context(), key); why != "there is no template yet" {
+			t.Error(why)
+		}
+		return
+	}
+	place, err := s.templates.reserve(templateMeta{Key: key, Host: host, Built: time.Now()})
+	if err == nil {
+		err = s.storeTemplate(t.Context(), spec, place, makeTemplate(t, key))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err = New(cfg); err != nil || len(s.templates.known) != 1 { // a restart of msbd
+		t.Fatalf("after a restart of msbd: %v, %s", err, log)
+	}
+	reboot := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
+	reboot.Env = append(os.Environ(), variable+"="+cfg.TemplateDir)
+	reboot.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS} // the other boot id is only for it
+	if out, err := reboot.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
