@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +35,24 @@ func TestRuntimeContract(t *testing.T) {
 				Runtime: b.Runtime, Image: images[0].Name, Patience: time.Minute, Kill: b.killQEMU,
 			})
 		})
+		// No template is built that was not admitted.
+		building, stop := context.WithTimeout(ctx, time.Minute)
+		defer stop()
+		asked := 0
+		b.kata.BuildTemplates(building, func(_ context.Context, memoryMiB int) (context.Context, func(), error) {
+			stop()
+			asked = memoryMiB
+			return nil, nil, errors.New("there is no memory")
+		})
+		left, err := b.disks.IDs()
+		for _, id := range append(left, b.vms.IDs()...) {
+			if strings.HasPrefix(id, "template-") {
+				t.Errorf("%s is left of a build that was not admitted", id)
+			}
+		}
+		if asked != cfg.DefaultMemoryMiB || err != nil {
+			t.Errorf("a build has asked for %d MiB, want %d: %v", asked, cfg.DefaultMemoryMiB, err)
+		}
 		// The disk of an image is removed with its name.
 		disks := filepath.Join(cfg.StateDir, "disks", "images")
 		if list, err := os.ReadDir(disks); len(list) != 1 || err != nil {
