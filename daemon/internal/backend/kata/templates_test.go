@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,11 +144,11 @@ func TestOldTemplatesAreRemoved(t *testing.T) {
 // stubbornVMs cannot remove a microVM until the third attempt.
 type stubbornVMs struct {
 	oldTemplates
-	attempts int
+	attempts atomic.Int32
 }
 
 func (s *stubbornVMs) Remove(context.Context, string) error {
-	if s.attempts++; s.attempts < 3 {
+	if s.attempts.Add(1) < 3 {
 		return errors.New("busy")
 	}
 	return nil
@@ -169,16 +170,17 @@ func TestRemovalOfBuildIsTriedAgain(t *testing.T) {
 		loop.Go(func() { r.BuildTemplates(ctx, nil) })
 		for i, left := range []int{1, 1, 0} {
 			time.Sleep(removeRetry - time.Second)
+			synctest.Wait()
 			ids, err := disks.IDs()
-			if err != nil || len(ids) != left || vms.attempts != i+1 {
-				t.Errorf("in minute %d: the disks %q, %v, after %d attempts", i+1, ids, err, vms.attempts)
+			if err != nil || len(ids) != left || int(vms.attempts.Load()) != i+1 {
+				t.Errorf("in minute %d: the disks %q, %v, after %d attempts", i+1, ids, err, vms.attempts.Load())
 			}
 			time.Sleep(time.Second)
 		}
 		cancel()
 		loop.Wait()
-		if n := strings.Count(log.String(), "busy"); n != 2 || vms.attempts != 3 {
-			t.Errorf("%d attempts, log %s", vms.attempts, log)
+		if n := strings.Count(log.String(), "busy"); n != 2 || vms.attempts.Load() != 3 {
+			t.Errorf("%d attempts, log %s", vms.attempts.Load(), log)
 		}
 	})
 }
