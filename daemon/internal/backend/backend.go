@@ -169,6 +169,7 @@ func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, 
 	if settings.UsesDisks() {
 		service.QEMU, service.Accelerator = settings.QEMU, route.Accelerator
 		service.Kernel, service.Initrd = settings.Kernel, settings.Initrd
+		service.DiskMiBPerSecond, service.DiskOpsPerSecond = cfg.DiskMiBPerSecond, cfg.DiskOpsPerSecond
 		// The container of a template is the one that msbd's own shim, with its own configuration, asks the guest for.
 		if cfg.KataShim == "" && cfg.KataConfig == "" {
 			service.TemplateDir, service.MaxTemplates = filepath.Join(cfg.StateDir, "templates"), cfg.MaxTemplates

@@ -106,6 +106,7 @@ func (h *testService) startSandbox(t *testing.T, spec Spec) {
 func TestTemplate(t *testing.T) {
 	cfg := newConfig(t)
 	cfg.TemplateDir, cfg.MaxTemplates = filepath.Join(filepath.Dir(cfg.Dir), "templates"), 2
+	cfg.DiskMiBPerSecond = 200
 	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
 	build := diskSpec(t, cfg, id)
@@ -140,6 +141,7 @@ func TestTemplate(t *testing.T) {
 			if why := h.Cold(id); why != "" {
 				t.Errorf("the VM is no clone: %s\n%s", why, h.log)
 			}
+			h.checkDrives(t, id, driveLimits{Group: "disks", BPS: 200 * mib, BPSMax: 400 * mib, BPSMaxLength: 10})
 		}
 	}
 	if log := h.log.String(); log != "" {

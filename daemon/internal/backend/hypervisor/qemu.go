@@ -1,11 +1,9 @@
 package hypervisor
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,6 +46,13 @@ const SharedRoot = "/run/kata-containers/shared/sandboxes"
 // memoryHeadroomMiB is the memory that a VM has in addition to its sandbox's memory, for the guest's kernel and agent.
 // It is more than they need, so that a sandbox reaches its memory limit before the VM is out of memory.
 const memoryHeadroomMiB = 128
+
+// A VM whose disks were idle may use burst times its limit for burstSeconds. The disks count as idle again as the unused part of
+// the limit adds up.
+const (
+	burst        = 2
+	burstSeconds = 10
+)
 
 // hostTSC returns the frequency of the time stamp counter that an emulated guest reads, in kHz. Package tsc explains
 // why the guest does not measure it.
@@ -206,13 +211,11 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 		"-chardev", "socket,id=control,server=on,wait=off,fd=" + strconv.Itoa(controlFD),
 		"-device", "virtserialport,chardev=control,name=" + controlPort,
 		"-add-fd", fdSet(imageFD), "-add-fd", fdSet(upperFD),
-		"-blockdev", blockDevice("image", imageFD, map[string]any{"read-only": true}),
+		"-drive", s.drive("image", imageFD, "read-only=on"),
 		"-device", "virtio-blk-pci,drive=image,serial=" + imageSerial,
 		// The disk ends with the sandbox, so nothing is gained by waiting until its data is durable. Space that the guest
 		// frees is freed on the host.
-		"-blockdev", blockDevice("upper", upperFD, map[string]any{
-			"discard": "unmap", "cache": map[string]any{"no-flush": true},
-		}),
+		"-drive", s.drive("upper", upperFD, "discard=unmap,cache.no-flush=on"),
 		// If the host's disk is full, the guest gets an error. By default QEMU would stop the VM.
 		"-device", "virtio-blk-pci,drive=upper,serial=" + upperSerial + ",werror=report,rerror=report,discard=on",
 		"-netdev", "tap,id=network,fd=" + strconv.Itoa(tapFD),
@@ -220,16 +223,24 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 	}, options...)
 }
 
-// blockDevice returns the argument of -blockdev for the file of descriptor fd, with the name and the options.
-func blockDevice(name string, fd int, options map[string]any) string {
-	device := map[string]any{
-		"driver": "raw", "node-name": name,
-		// Locks would let a QEMU prevent the start of others with the same image. Nothing else writes to these files.
-		"file": map[string]any{"driver": "file", "filename": fdSetPath(fd), "locking": "off"},
+// drive returns the argument of -drive for the disk in the file of descriptor fd, with the id and the options. All disks of a
+// VM share one limit. QEMU applies it where the device reads and writes. A node of the driver throttle would also count the
+// space that the guest frees, so after the removal of a large file all disks would stand still for seconds.
+func (s *Service) drive(id string, fd int, options string) string {
+	// Locks would let a QEMU prevent the start of others with the same image. Nothing else writes to these files.
+	// With auto-read-only, QEMU would first open a writable disk to read only, for which there is no descriptor.
+	drive := fmt.Sprintf("if=none,id=%s,driver=raw,auto-read-only=off,file.driver=file,file.filename=%s,file.locking=off,throttling.group=disks,%s",
+		id, fdSetPath(fd), options)
+	for _, limit := range []struct {
+		unit  string
+		value int64
+	}{{"bps", int64(s.cfg.DiskMiBPerSecond) << 20}, {"iops", int64(s.cfg.DiskOpsPerSecond)}} {
+		if limit.value > 0 {
+			drive += fmt.Sprintf(",throttling.%[1]s-total=%[2]d,throttling.%[1]s-total-max=%[3]d,throttling.%[1]s-total-max-length=%[4]d",
+				limit.unit, limit.value, burst*limit.value, burstSeconds)
+		}
 	}
-	maps.Copy(device, options)
-	argument, _ := json.Marshal(device) // cannot fail: it has only strings and booleans
-	return string(argument)
+	return drive
 }
 
 // fdSet returns the argument of -add-fd that makes descriptor fd a set of its own, and fdSetPath the path by which

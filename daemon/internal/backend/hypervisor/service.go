@@ -38,6 +38,8 @@ type Config struct {
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
 	Accelerator string
+	// DiskMiBPerSecond and DiskOpsPerSecond limit what all disks of a VM together read and write; 0 means unlimited.
+	DiskMiBPerSecond, DiskOpsPerSecond int
 	// TemplateDir holds the templates, and MaxTemplates is how many of them the Service keeps, each of which takes 100 to 200
 	// MiB of memory and of disk. If it is 0, there are none.
 	TemplateDir  string

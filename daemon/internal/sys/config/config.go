@@ -81,6 +81,9 @@ type Config struct {
 	MaxCPUs          int
 	MaxMemoryMiB     int
 	MaxDiskMiB       int
+	// DiskMiBPerSecond and DiskOpsPerSecond limit what one sandbox reads from its disks and writes to them, on average; 0 means
+	// unlimited.
+	DiskMiBPerSecond, DiskOpsPerSecond int
 	// PoolMin and PoolMax are the least and the largest number of microVMs of the default image and size that are started in
 	// advance. If PoolMin is 0, none are. PoolMemoryMiB limits the memory of all microVMs that are started in advance; 0 means a part
 	// of the host's memory.
@@ -173,6 +176,8 @@ func Default() Config {
 		DefaultMemoryMiB: 512,
 		DefaultDiskMiB:   4096,
 		MaxDiskMiB:       64 << 10,
+		DiskMiBPerSecond: 200,
+		DiskOpsPerSecond: 20_000,
 		MaxTemplates:     4,
 		PoolMin:          1,
 		PoolMax:          4,
@@ -191,6 +196,13 @@ const MinMemoryMiB = 128
 
 // MinDiskMiB is the minimum size of the disk of a sandbox, on which its file system and a few files fit.
 const MinDiskMiB = 64
+
+const (
+	// maxDiskMiBPerSecond is more than any disk has. QEMU accepts no arbitrarily large limit.
+	maxDiskMiBPerSecond = 1 << 20
+	// minDiskOpsPerSecond is enough for a sandbox to start within its time limit.
+	minDiskOpsPerSecond = 100
+)
 
 // maxPool is the largest number of microVMs of one image and size that are started in advance.
 const maxPool = 100
@@ -244,6 +256,10 @@ func (c Config) validate(namespace func(string) error) error {
 	check(c.MaxDiskMiB >= MinDiskMiB, "max-disk-mib %d: must be at least %d", c.MaxDiskMiB, MinDiskMiB)
 	check(c.DefaultDiskMiB >= MinDiskMiB && c.DefaultDiskMiB <= max(MinDiskMiB, c.MaxDiskMiB),
 		"default-disk-mib %d: must be from %d to max-disk-mib, %d", c.DefaultDiskMiB, MinDiskMiB, c.MaxDiskMiB)
+	check(c.DiskMiBPerSecond >= 0 && c.DiskMiBPerSecond <= maxDiskMiBPerSecond,
+		"disk-mib-per-second %d: must be from 1 to %d, or 0 for no limit", c.DiskMiBPerSecond, maxDiskMiBPerSecond)
+	check(c.DiskOpsPerSecond == 0 || c.DiskOpsPerSecond >= minDiskOpsPerSecond,
+		"disk-ops-per-second %d: must be at least %d, or 0 for no limit", c.DiskOpsPerSecond, minDiskOpsPerSecond)
 	if _, _, err := c.QEMUUIDs(); err != nil {
 		problems = append(problems, err)
 	}

@@ -118,7 +118,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 	sample := map[string]string{
 		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "hypervisor": "kata", "log-level": "warn", "log-format": "json",
 		"max-run-time": "7s", "max-cpus": "3", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
-		"default-disk-mib": "600", "max-disk-mib": "7000", "pool-min": "2", "pool-max": "7", "pool-memory-mib": "900",
+		"default-disk-mib": "600", "max-disk-mib": "7000", "disk-mib-per-second": "50", "disk-ops-per-second": "500", "pool-min": "2", "pool-max": "7", "pool-memory-mib": "900",
 		"default-image": "other", "audit-segment-mib": "3", "max-connections": "9", "requests-per-second": "2.5",
 		"total-sandboxes": "3", "total-memory-mib": "700", "max-templates": "3",
 		"qemu-users": "7-9", "quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-disk-mib": "3", "quota-runs": "3",
@@ -186,6 +186,25 @@ func TestDiskSizes(t *testing.T) {
 	}
 	if c := Default(); c.DefaultDiskMiB != 4096 || c.MaxDiskMiB != 65536 {
 		t.Errorf("the default disk has %d MiB, and the largest %d", c.DefaultDiskMiB, c.MaxDiskMiB)
+	}
+}
+
+func TestDiskLimits(t *testing.T) {
+	for flags, want := range map[[2]string]string{
+		{"200", "20000"}: "", {"0", "0"}: "", {"1", "100"}: "", {"1048576", "2147483647"}: "",
+		{"-1", "100"}:      "disk-mib-per-second -1: must be from 1 to 1048576, or 0 for no limit",
+		{"1048577", "100"}: "disk-mib-per-second 1048577: must be from 1 to 1048576, or 0 for no limit",
+		{"1", "99"}:        "disk-ops-per-second 99: must be at least 100, or 0 for no limit",
+		{"1", "-1"}:        "disk-ops-per-second -1: must be at least 100, or 0 for no limit",
+		{"1.5", "100"}:     "disk-mib-per-second \"1.5\": must be an integer",
+	} {
+		_, err := load(t, "", nil, map[string]string{"disk-mib-per-second": flags[0], "disk-ops-per-second": flags[1]})
+		if (err == nil) != (want == "") || err != nil && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%v: got error %v, want %q", flags, err, want)
+		}
+	}
+	if c := Default(); c.DiskMiBPerSecond != 200 || c.DiskOpsPerSecond != 20_000 {
+		t.Errorf("by default, a sandbox may use %d MiB and %d operations per second", c.DiskMiBPerSecond, c.DiskOpsPerSecond)
 	}
 }
 

@@ -75,6 +75,8 @@ var Settings = []Setting{
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox; 0 means the default (default: twice the host's processors, at most 8)", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox; 0 means the default (default: 80 % of the host's memory, at most total-memory-mib and 16384)", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	integer("max-disk-mib", "maximum size, in `MIB`, of the writable disk of one sandbox", func(c *Config) *int { return &c.MaxDiskMiB }),
+	integer("disk-mib-per-second", "how much, in `MIB`, one sandbox may read from and write to its disks per second, on average; 0 means unlimited; not with Kata's own driver", func(c *Config) *int { return &c.DiskMiBPerSecond }),
+	integer("disk-ops-per-second", "how many reads and writes, `N`, one sandbox may do on its disks per second, on average; at least 100, or 0 for unlimited; not with Kata's own driver", func(c *Config) *int { return &c.DiskOpsPerSecond }),
 	integer("pool-min", "least number `N` of microVMs of the default image and size that are started in advance, for the next starts; 0 means no pool; not with Kata's own driver", func(c *Config) *int { return &c.PoolMin }),
 	integer("pool-max", "largest number `N` of microVMs of the default image and size that are started in advance while many sandboxes are started; at least pool-min", func(c *Config) *int { return &c.PoolMax }),
 	integer("pool-memory-mib", "maximum total memory, in `MIB`, of the microVMs that are started in advance; 0 means the default (default: an eighth of the host's memory)", func(c *Config) *int { return &c.PoolMemoryMiB }),
