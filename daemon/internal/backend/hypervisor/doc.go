@@ -1,6 +1,7 @@
 // Package hypervisor runs the virtual machines of sandboxes on hosts where Kata's shim does not do so itself. It
 // implements Kata's "remote hypervisor" API (ttrpc over a Unix socket), with one QEMU per sandbox. A sandbox has two disks:
-// one with its image, and one for what it writes. It also has a network of its own (package network).
+// one with its image, and one for what it writes. QEMU limits the rate at which both together are used. A sandbox also has a
+// network of its own (package network).
 //
 // Package kata starts each VM with Start. Kata's shims, one per sandbox, then join their VMs through the socket. Package
 // backend creates the Service. Other packages of backend may import this package for constants and helpers, such as
