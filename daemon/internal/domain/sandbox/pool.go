@@ -258,6 +258,9 @@ func (p *pool) work(ctx context.Context) time.Duration {
 func (p *pool) findImages(ctx context.Context) bool {
 	p.mu.Lock()
 	due := time.Since(p.lookedAt) >= poolTick
+	if due {
+		p.lookedAt = time.Now() // before it looks, because a shape that is added meanwhile makes it due again
+	}
 	p.mu.Unlock()
 	if !due {
 		return true
@@ -267,12 +270,12 @@ func (p *pool) findImages(ctx context.Context) bool {
 			if ctx.Err() == nil {
 				p.m.Log.Warn("could not find an image of the pool", "image", shape.Image, "err", err)
 			}
+			p.mu.Lock()
+			p.lookedAt = time.Time{}
+			p.mu.Unlock()
 			return false
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.lookedAt = time.Now()
 	return true
 }
 

@@ -599,6 +599,30 @@ func TestSetPool(t *testing.T) {
 	})
 }
 
+// A pool that is set while the loop looks for images is filled immediately.
+func TestSetPoolWhileImagesAreFound(t *testing.T) {
+	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
+		looking, found := make(chan struct{}, 1), make(chan struct{})
+		f.onResolveImage.set(func(_ context.Context, image string) error {
+			if image == "default" {
+				looking <- struct{}{}
+				<-found
+			}
+			return nil
+		})
+		<-looking
+		if _, err := f.SetPool(t.Context(), Request{Image: "other"}, 1, 1); err != nil {
+			t.Fatal(err)
+		}
+		f.onResolveImage.unset()
+		close(found)
+		synctest.Wait()
+		if s := f.PoolStatus(); len(s.Templates) != 2 || s.Templates[1].Ready != 1 {
+			t.Errorf("status: %+v", s)
+		}
+	})
+}
+
 // A server without a pool removes the entries of an earlier one, and refuses sizes.
 func TestNoPool(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
