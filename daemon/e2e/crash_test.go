@@ -49,7 +49,7 @@ func TestDaemonKillKeepsSandboxes(t *testing.T) {
 			t.Fatal(err)
 		}
 		if st, err := s.status(); err != nil || st.Recovery.Adopted == 0 || st.Recovery.Adopted != len(s.microVMs()) {
-			t.Errorf("recovery: %+v, want %d microVMs adopted: error %v", st.Recovery, len(s.microVMs()), err)
+			t.Errorf("recovery: %+v, want the microVMs %v adopted: error %v", st.Recovery, s.microVMs(), err)
 		}
 		s.wantStateKept(t, key, "box", "after a kill")
 	}
@@ -241,7 +241,7 @@ func TestDaemonKillKeepsSandboxWithBusyShim(t *testing.T) {
 
 func TestContainerdDeathKeepsSandboxes(t *testing.T) {
 	s, key := statefulSandbox(t)
-	signalAll(t, processes("containerd", s.dir), syscall.SIGKILL)
+	signalAll(t, processes("containerd", s.dir+"/"), syscall.SIGKILL)
 	s.wantStateKept(t, key, "box", "while containerd is down")
 	until(t, "the restart of containerd", func() bool {
 		a, err := s.call(key, "sandbox.start", params{"sandbox": "another"})
@@ -323,7 +323,7 @@ func TestHostContainerd(t *testing.T) {
 		if got := s.python(t, key, "guest", "6 * 7").text("stdout"); got != "42\n" {
 			t.Errorf("6 * 7 in Python: got %q, want 42", got)
 		}
-		if len(processes("containerd", s.dir)) != 0 {
+		if len(processes("containerd", s.dir+"/")) != 0 {
 			t.Error("the server started a private containerd, want only the host's")
 		}
 		id := s.sandboxID("guest")

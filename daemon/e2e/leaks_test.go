@@ -177,7 +177,7 @@ func processes(program, word string) []int {
 // microVMs returns the pids of this server's QEMU processes: those of the sandboxes that it lists, and any other whose
 // arguments or environment name the server's directory.
 func (s *server) microVMs() []int {
-	pids := processes(qemu, s.dir)
+	pids := processes(qemu, s.dir+"/")
 	for _, id := range s.sandboxIDs() {
 		pids = append(pids, processes(qemu, id)...)
 	}

@@ -30,6 +30,7 @@ type server struct {
 	address    string // host and port of the HTTP gateway
 	cmd        *exec.Cmd
 	log        *output           // standard output and standard error
+	logs       []*output         // the same of each start, in their order
 	done       chan struct{}     // closed when the process has ended
 	flags      []string          // of `msb server start`
 	settings   map[string]string // of msbd, by name. They override the configuration file; flags override them
@@ -164,6 +165,7 @@ func (s *server) start(more ...string) error {
 // launch runs `msb server start` in the foreground and does not wait until the server is ready.
 func (s *server) launch(more ...string) error {
 	s.log = &output{}
+	s.logs = append(s.logs, s.log)
 	s.cmd = exec.Command(filepath.Join(bin, "msb"), s.args(more...)...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.Env = s.env()
@@ -336,7 +338,9 @@ func (s *server) close() error {
 // logDiagnostics logs the output of the server, and the ends of the logs of containerd and of the microVMs, including
 // the consoles of failed boots.
 func (s *server) logDiagnostics(t testing.TB) {
-	t.Logf("the server's log:\n%s", s.log)
+	for _, log := range s.logs[max(0, len(s.logs)-4):] {
+		t.Logf("the server's log:\n%s", log)
+	}
 	// Kata warns of devices that this host does not have, for each sandbox.
 	noise := regexp.MustCompile(`(?m)^.*Could not add \S+ to the devices cgroup.*\n`)
 	files := []string{filepath.Join(s.state(), "containerd", "containerd.log")}
