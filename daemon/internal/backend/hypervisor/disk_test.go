@@ -91,6 +91,7 @@ func TestDiskLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer portal.Close()
+	// start starts a command of busybox, and wait waits for its end.
 	start := func(args ...string) sandbox.Process {
 		t.Helper()
 		p, err := portal.RunCommand(t.Context(), sandbox.Command{Program: "/busybox", Args: args, Timeout: bootTimeout})
@@ -120,7 +121,7 @@ func TestDiskLimit(t *testing.T) {
 		}
 	}
 	wait(start("true")) // reads busybox
-	// If nothing was used before, the rate is twice the limit. Not all of the disks that is read or written last needs to wait.
+	// The rate is at most twice the limit, except for the first requests.
 	atLeast := time.Duration(2*size-2*mib) * time.Second / (2 * mib)
 	began := time.Now()
 	copies := start("dd", "if=/data", "of=/copy", "bs=64k", "conv=fsync")

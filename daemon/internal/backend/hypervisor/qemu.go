@@ -47,8 +47,8 @@ const SharedRoot = "/run/kata-containers/shared/sandboxes"
 // It is more than they need, so that a sandbox reaches its memory limit before the VM is out of memory.
 const memoryHeadroomMiB = 128
 
-// A VM whose disks were idle may use burst times its limit for burstSeconds. The disks count as idle again as the unused part of
-// the limit adds up.
+// A VM that has used less than its limit may use burst times the limit for burstSeconds, so that the start of a program is not
+// delayed.
 const (
 	burst        = 2
 	burstSeconds = 10
@@ -224,8 +224,10 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 }
 
 // drive returns the argument of -drive for the disk in the file of descriptor fd, with the id and the options. All disks of a
-// VM share one limit. QEMU applies it where the device reads and writes. A node of the driver throttle would also count the
-// space that the guest frees, so after the removal of a large file all disks would stand still for seconds.
+// VM share one limit.
+//
+// These limits do not count the space that the guest frees. Those of -blockdev (its driver throttle) do: after the removal of a
+// large file, all disks of the VM would stand still until the limit permits a write of that size.
 func (s *Service) drive(id string, fd int, options string) string {
 	// Locks would let a QEMU prevent the start of others with the same image. Nothing else writes to these files.
 	// With auto-read-only, QEMU would first open a writable disk to read only, for which there is no descriptor.
