@@ -42,6 +42,9 @@ CONTAINERD_VERSION  = $(patsubst v%,%,$(shell sed -n 's,^\t$(CONTAINERD) ,,p' go
 CONTAINERD_FLAGS    = -tags no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs \
 	-ldflags '-s -w -X $(CONTAINERD)/version.Version=$(CONTAINERD_VERSION)'
 
+# gVisor, which `make bench` measures too.
+GVISOR_VERSION := v0.0.0-20260905035102-160fafc42237
+
 # Tools of the checks, with exact versions. They are installed in bin/tools.
 BUF_VERSION        := 1.75.0
 BUF_SHA256         := 98b19d4b2b46130e083157490c54dfdcb8ea771e53204d3c6a06a2b12edd0503
@@ -116,13 +119,23 @@ bin/containerd: go.mod go.sum | $(GO_MADE)
 	@echo "Building $@ $(CONTAINERD_VERSION) from its module (about 1 minute)"
 	@$(GO_BUILD) $(CONTAINERD_FLAGS) -o $@ $(CONTAINERD)/cmd/containerd
 
-# Only `make bench` uses ctr. It does not compile with the newer modules in our go.mod, so it is built with the modules
-# that containerd requires.
+# Only `make bench` uses ctr and runsc. They do not compile with the newer modules in our go.mod, so each is built with the
+# modules that it requires.
+# $(call peer,MODULE,VERSION,PACKAGE,FLAGS) builds a program from a module.
+define peer
+	@module=$$(mktemp -d); trap 'rm -rf "$$module"' EXIT; cd "$$module"; \
+	$(GO) mod init peer 2>/dev/null; $(GO) mod edit -require=$(1)@$(2); \
+	GOFLAGS='-mod=mod -trimpath' $(GO_BUILD) $(4) -o $(CURDIR)/$@ $(1)/$(3)
+endef
+
 bin/ctr: go.mod | $(GO_MADE)
 	@echo "Building $@ $(CONTAINERD_VERSION) from its module (about 1 minute)"
-	@module=$$(mktemp -d); trap 'rm -rf "$$module"' EXIT; cd "$$module"; \
-	$(GO) mod init ctr 2>/dev/null; $(GO) mod edit -require=$(CONTAINERD)@v$(CONTAINERD_VERSION); \
-	GOFLAGS=-mod=mod $(GO_BUILD) $(CONTAINERD_FLAGS) -o $(CURDIR)/$@ $(CONTAINERD)/cmd/ctr
+	$(call peer,$(CONTAINERD),v$(CONTAINERD_VERSION),cmd/ctr,$(CONTAINERD_FLAGS))
+
+bin/runsc: Makefile | $(GO_MADE)
+	@echo "Building $@ from gVisor's module (about 5 minutes)"
+	$(call peer,gvisor.dev/gvisor,$(GVISOR_VERSION),runsc,-ldflags '-s -w')
+	@touch $@
 
 bin/containerd-shim-kata-v2: $(wildcard daemon/cmd/containerd-shim-kata-v2/*) | $(GO_MADE)
 	@echo "Building $@ from Kata's module (about 1 minute)"
@@ -172,10 +185,10 @@ RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... ser
 
 .PHONY: test-microvms test-race test-sdks
 # -vet=off, because make lint runs go vet. -parallel 3, because some tests only wait and use no CPU. The time limits are for
-# tests that hang: a slow machine takes six times as long as a usual one. The image
-# code-interpreter is built while the tests under the race detector run.
+# tests that hang: a slow machine takes six times as long as a usual one. The image code-interpreter is built while the tests
+# under the race detector run. TestBenchSmoke runs alone, in make bench-smoke.
 test-microvms: images
-	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 60m -parallel 3 $(TESTFLAGS) ./daemon/internal/data/store \
+	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 60m -parallel 3 -skip '^TestBenchSmoke$$' $(TESTFLAGS) ./daemon/internal/data/store \
 		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
 
 test-race:
@@ -249,11 +262,22 @@ generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc ## 
 fuzz: | $(GO_MADE) ## Run each fuzz target with FUZZTIME inputs (default 50000x)
 	@daemon/setup/fuzz.sh $(FUZZTIME)
 
+# The benchmarks whose names match the pattern BENCH run, and their results replace the earlier ones.
+BENCH ?= .
+RESULTS := $(CURDIR)/docs/performance/results
+
 .PHONY: bench
-bench: build guest base-images bin/ctr ## Run the benchmarks, which measure each figure next to that of a peer
+bench: deps build guest base-images bin/ctr bin/runsc ## Measure msbd beside its peers, and write docs/performance.md; BENCH=PATTERN runs only a part
 	@daemon/setup/host-packages.sh bin/host-packages "to measure" runc zstd
-	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./daemon/e2e
-	@$(GO) test -run '^$$' -bench . -timeout 60m ./daemon/internal/domain/keys ./daemon/internal/data/store ./daemon/internal/serve/http ./daemon/internal/serve/mcp ./daemon/cmd/msb-portal
+	@mkdir -p $(RESULTS)
+	@MSB_BENCH_RESULTS=$(RESULTS) $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 90m ./daemon/e2e
+	@MSB_BENCH_RESULTS=$(RESULTS) $(GO) test -run '^$$' -bench '$(BENCH)' -timeout 60m -p 1 ./daemon/internal/domain/keys ./daemon/internal/data/store ./daemon/internal/serve/http ./daemon/internal/serve/mcp ./daemon/cmd/msb-portal
+	@$(GO) run ./daemon/cmd/msb-benchreport docs/performance
+
+.PHONY: bench-smoke
+bench-smoke: deps build guest base-images bin/tools/gotestsum ## Measure a few times in 3 minutes, and fail if msbd is far slower beside runc than it should be
+	@daemon/setup/host-packages.sh bin/host-packages "to measure" runc
+	@$(call gotestsum,smoke) -- -count=1 -vet=off -timeout 10m -run '^TestBenchSmoke$$' ./daemon/e2e
 
 # buf is downloaded as a program, because building it takes longer than building all programs of this project.
 bin/tools/buf: Makefile

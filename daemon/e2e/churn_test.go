@@ -20,6 +20,7 @@ import (
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/client"
+	"github.com/msbd/msbd/daemon/benchtest"
 	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
@@ -72,7 +73,7 @@ func TestKillsUnderKeyChurn(t *testing.T) {
 	c.verifyAll(t)
 	c.checkAccepted(t, c.ids)
 	t.Logf("%d kills; %d calls acknowledged, %d without a response; %d keys; restart p50 %v, p99 %v", kills, c.acked.Load(), c.unanswered,
-		len(c.keys), percentile(restarts, 50).Round(time.Millisecond), percentile(restarts, 99).Round(time.Millisecond))
+		len(c.keys), benchtest.Percentile(restarts, 50).Round(time.Millisecond), benchtest.Percentile(restarts, 99).Round(time.Millisecond))
 }
 
 // churnKey is a key and its state according to the server's responses.

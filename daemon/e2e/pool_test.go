@@ -10,7 +10,7 @@ import (
 )
 
 // waitForPool waits until a microVM waits in the pool, and returns the status of the default pool.
-func (s *server) waitForPool(t *testing.T) *adminv1.Pool {
+func (s *server) waitForPool(t testing.TB) *adminv1.Pool {
 	t.Helper()
 	a := s.admin(t)
 	for limit := time.Now().Add(hung); time.Now().Before(limit); time.Sleep(100 * time.Millisecond) {

@@ -96,15 +96,21 @@ func TestClonesDiffer(t *testing.T) {
 }
 
 // hasTemplate reports whether sandboxes of the image start from a template. It starts one to find out.
-func (s *server) hasTemplate(t *testing.T, key, image string) bool {
+func (s *server) hasTemplate(t testing.TB, key, image string) bool {
 	const name = "probe"
 	defer s.call(key, "sandbox.stop", params{"sandbox": name})
 	return s.startFrom(t, key, name, image) == "template"
 }
 
 // startFrom starts a sandbox and returns how it was started.
-func (s *server) startFrom(t *testing.T, key, name, image string) string {
+func (s *server) startFrom(t testing.TB, key, name, image string) string {
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": name, "config": params{"image": image}}, nil)
+	return s.startedFrom(t, key, name)
+}
+
+// startedFrom returns how a sandbox was started.
+func (s *server) startedFrom(t testing.TB, key, name string) string {
+	t.Helper()
 	var info struct {
 		StartedFrom struct{ Source string } `json:"started_from"`
 	}

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/benchtest"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
@@ -140,21 +141,32 @@ func BenchmarkRevoke(b *testing.B) {
 	})
 }
 
-// BenchmarkOpen opens a store of 10,000 keys, with all checks, and loads the keys.
+// BenchmarkOpen opens stores of growing numbers of keys, with all checks, and loads the keys. The audit log has a line for
+// each key.
 func BenchmarkOpen(b *testing.B) {
-	dir := b.TempDir()
-	s := openFilled(b, dir, 10_000)
-	for b.Loop() {
-		if err := s.Close(); err != nil {
-			b.Fatal(err)
-		}
-		var err error
-		if s, err = Open(dir); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := s.LoadKeys(); err != nil {
-			b.Fatal(err)
-		}
+	for _, n := range []int{100, 1_000, 10_000, 100_000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			dir := b.TempDir()
+			s := openFilled(b, dir, n)
+			var times []time.Duration
+			for b.Loop() {
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+				began := time.Now()
+				var err error
+				if s, err = Open(dir); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := s.LoadKeys(); err != nil {
+					b.Fatal(err)
+				}
+				times = append(times, time.Since(began))
+			}
+			s.Close()
+			r := benchtest.Times("open", "ms", times)
+			r.At = n
+			benchtest.Put(b, "store", r)
+		})
 	}
-	s.Close()
 }

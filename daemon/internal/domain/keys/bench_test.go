@@ -11,6 +11,8 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/msbd/msbd/daemon/benchtest"
 )
 
 // runner is an operation to be timed.
@@ -210,7 +212,7 @@ func BenchmarkManyKeys(b *testing.B) {
 		return p
 	}
 	few := populate(100)
-	for _, n := range []int{10_000, 100_000} {
+	for _, n := range []int{100, 1_000, 10_000, 100_000, 1_000_000} {
 		many := populate(n)
 		for _, bm := range []struct {
 			name string
@@ -230,7 +232,11 @@ func BenchmarkManyKeys(b *testing.B) {
 						must(b, bm.do(p, turn) == nil)
 					}}
 				}
-				compareTimes(b, timed("many", many), timed("few", few))
+				of := timed("many", many)
+				compareTimes(b, of, timed("few", few))
+				r := benchtest.Times(bm.name, "µs", of.times)
+				r.At = n
+				benchtest.Put(b, "keys", r)
 			})
 		}
 	}
