@@ -343,4 +343,4 @@ uninstall: ## Remove the installed files; the state in /var/lib/msb stays
 .PHONY: clean
 clean: ## Remove everything that was built
 	@if [ -S /run/msb/msbd.sock ]; then echo "A server may be running from bin/. If it is yours, run make clean-host first."; fi
-	rm -rf $(PROGRAMS) bin/guest bin/images bin/lab bin/cache bin/tools
+	rm -rf $(PROGRAMS) bin/ctr bin/runsc bin/guest bin/images bin/lab bin/cache bin/tools

@@ -289,7 +289,7 @@ func BenchmarkDensity(b *testing.B) {
 		if st, err := s.status(); err != nil || st.Recovery.Adopted != n {
 			b.Fatalf("the server adopted %d of %d sandboxes (%v)", st.Recovery.Adopted, n, err)
 		}
-		record(benchtest.Value("resident memory of msbd after that", "MiB", float64(residentKiB(s.cmd.Process.Pid))/1024))
+		record(benchtest.Value("resident memory of msbd after that start", "MiB", float64(residentKiB(s.cmd.Process.Pid))/1024))
 	}
 	b.ReportMetric(0, "ns/op")
 }
