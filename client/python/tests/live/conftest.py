@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import microsandbox
-
 from microsandbox.sync import NodeSandbox, PythonSandbox
 
 
