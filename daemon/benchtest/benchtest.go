@@ -196,7 +196,7 @@ func (r Record) check(earlier *Results) error {
 	return nil
 }
 
-// Percentile returns the smallest of the values that is at least as large as p percent of them. It sorts the values.
+// Percentile returns the smallest of the values that is larger than p percent of them, or the largest. It sorts the values.
 func Percentile[T int | float64 | time.Duration](values []T, p int) T {
 	slices.Sort(values)
 	return values[min(len(values)-1, len(values)*p/100)]

@@ -57,7 +57,7 @@ func run(dir string) error {
 // render executes the template of a page. The functions of the template are the methods of r.
 func render(text string, r report) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"table": r.table, "grid": r.grid, "plot": r.plot, "machine": r.machine, "runs": r.runs,
+		"table": r.table, "values": r.values, "grid": r.grid, "plot": r.plot, "machine": r.machine, "runs": r.runs,
 	}).Parse(text)
 	if err != nil {
 		return nil, err
@@ -100,6 +100,19 @@ func (r report) table(benchmark string) string {
 		fmt.Fprintf(&out, "| %s | %d | %s %s | %s %s | %s | %s |\n", name, m.N, number(m.P50), m.Unit, number(m.P99), m.Unit, ratio, m.Beside)
 	}
 	return out.String() + missing.String()
+}
+
+// values returns a table of records that have one value each.
+func (r report) values(benchmark string) string {
+	results := r.results[benchmark]
+	if results == nil {
+		return notMeasured
+	}
+	out := "| What | n | Value |\n|---|--:|--:|\n"
+	for _, m := range results.Records {
+		out += fmt.Sprintf("| %s | %d | %s %s |\n", m.Name, m.N, number(m.P50), m.Unit)
+	}
+	return out
 }
 
 // grid returns a table with a row for each name of a benchmark and a column for each number of things. The cells are the

@@ -26,6 +26,8 @@ var files = map[string]string{
 {"name":"sandbox.list","at":1,"unit":"ms","n":30,"p50":0.91,"p99":3}
 {"name":"memory of a sandbox","at":100,"unit":"MiB","n":1,"p50":101,"p99":101}
 `,
+	"rate": small + `{"name":"starts","unit":"per second","n":90,"p50":1.5,"p99":1.5}
+`,
 	"keys": small + `{"name":"verify","at":100,"unit":"µs","n":5,"p50":0.123,"p99":0.2}
 {"name":"verify","at":1000000,"unit":"µs","n":5,"p50":0.14,"p99":0.2}
 `,
@@ -57,6 +59,7 @@ func TestReport(t *testing.T) {
 {{grid "density" "Sandboxes"}}
 {{grid "keys" "Keys"}}
 {{table "files"}}
+{{values "rate"}}
 {{machine}}
 {{runs}}`, report{results, "performance"})
 	if err != nil {
