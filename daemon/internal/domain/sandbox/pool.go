@@ -26,6 +26,9 @@ const (
 	poolAge = 12 * time.Hour
 	// poolHold is how long the pool stays empty after it has given up its entries.
 	poolHold = time.Minute
+	// refillDelay is how long a refill waits after an entry was taken. So the refill does not take processor time from the first run
+	// of the sandbox that has the entry.
+	refillDelay = 300 * time.Millisecond
 	// maxPoolSize is the largest number of entries of a template, and maxPools how many templates can have a pool besides the
 	// default one.
 	maxPoolSize = 100
@@ -98,6 +101,7 @@ type pool struct {
 	filling    *Template
 	cancelFill context.CancelFunc
 	holdUntil  time.Time
+	refillAt   time.Time // when the refill after the last claim may begin
 	lookedAt   time.Time // for images
 	measuredAt time.Time
 }

@@ -33,6 +33,9 @@ func (p *pool) take(t Template, digest string) (_ *pooled, missed string) {
 		}
 		e.unwatch()
 		shape.hits++
+		if p.refillAt.Before(now) { // otherwise claims could put off a refill again and again
+			p.refillAt = now.Add(refillDelay)
+		}
 		return new(*e), "" // a copy, because the loop may still be measuring e
 	}
 	shape.misses++

@@ -41,7 +41,7 @@ func (p *pool) next(ctx context.Context, now time.Time) (_ Template, fillCtx con
 		have[e.template]++
 		used += e.template.MemoryMiB
 	}
-	budget, stopped, hold := p.budget(), p.stopped, p.holdUntil
+	budget, rests, hold := p.budget(), p.stopped || now.Before(p.refillAt), p.holdUntil
 	p.mu.Unlock()
 	// The template that lacks most comes first.
 	slices.SortStableFunc(all, func(a, b poolShape) int {
@@ -50,7 +50,7 @@ func (p *pool) next(ctx context.Context, now time.Time) (_ Template, fillCtx con
 	for _, shape := range all {
 		waits := ""
 		switch {
-		case have[shape.Template] >= shape.target(now) || stopped:
+		case have[shape.Template] >= shape.target(now) || rests:
 		case now.Before(shape.retryAt):
 			waits = "the last refill has failed"
 		case now.Before(hold):
@@ -81,6 +81,11 @@ func (p *pool) setWaits(t Template, why string) {
 // patience returns after which time there may be something to do, if nothing wakes the loop.
 func (p *pool) patience(now time.Time) time.Duration {
 	wait := poolTick
+	p.mu.Lock()
+	if p.refillAt.After(now) {
+		wait = p.refillAt.Sub(now)
+	}
+	p.mu.Unlock()
 	for _, shape := range p.sorted() {
 		if shape.retryAt.After(now) {
 			wait = min(wait, shape.retryAt.Sub(now))

@@ -78,6 +78,15 @@ func (f *poolFixture) reopen(t *testing.T, least, most int) Recovery {
 	return r
 }
 
+// refillDelay is how long a refill waits after an entry was taken.
+const refillDelay = 300 * time.Millisecond
+
+// awaitRefill waits until the pool is filled after an entry was taken.
+func (f *poolFixture) awaitRefill() {
+	time.Sleep(refillDelay)
+	synctest.Wait()
+}
+
 // pause ends the loop of the pool.
 func (f *poolFixture) pause() {
 	if f.cancel != nil {
@@ -139,6 +148,10 @@ func TestStartFromPool(t *testing.T) {
 		now := time.Now()
 		env := []string{"A=b"}
 		rec := f.start(t, "one", Request{Env: env})
+		synctest.Wait()
+		if n := len(f.entries(t)); n != 0 || f.status(t).Filling {
+			t.Errorf("the pool is filled again at once, beside the first run: %d entries", n)
+		}
 		want := Record{
 			ID: ids[0], Name: testName, State: Running, CreatedAt: now.UTC(), Origin: Origin{From: FromPool}, CPUNanos: int64(time.Second),
 			Config: Config{Template{"default", 1, 512, 1024}, Binding{Env: env, Hostname: DefaultHostname}},
@@ -162,7 +175,7 @@ func TestStartFromPool(t *testing.T) {
 		if again := f.entries(t); len(again) != 1 || again[0] == ids[0] {
 			t.Errorf("after the start, the pool has the entries %v", again)
 		}
-		entries := []EntryStatus{{f.entries(t)[0], now.UTC(), time.Second, 5 << 20}}
+		entries := []EntryStatus{{f.entries(t)[0], now.Add(refillDelay).UTC(), time.Second, 5 << 20}}
 		if s := f.status(t); s.Hits != 1 || s.Misses != 0 || s.Ready != 1 || fmt.Sprint(s.Entries) != fmt.Sprint(entries) {
 			t.Errorf("status: %+v", s)
 		}
@@ -208,7 +221,7 @@ func TestBindingOfAnEntry(t *testing.T) {
 		if rec.Origin.From != FromPool || f.rt.Hostname(rec.ID) != "web" || cold != 1 {
 			t.Errorf("hostname %q, origin %+v, interpreters discarded %d times", f.rt.Hostname(rec.ID), rec.Origin, cold)
 		}
-		synctest.Wait()
+		f.awaitRefill()
 		// What the sandbox refuses.
 		err := f.Start(t.Context(), Name{"default", "two"}, Request{Workdir: "/etc/passwd/x"})
 		if !errdefs.IsInvalidArgument(err) || len(f.List("")) != 1 {
@@ -216,7 +229,7 @@ func TestBindingOfAnEntry(t *testing.T) {
 		}
 		// What fails.
 		for what, hook := range map[string]*hook{"hostname": &f.onSetHostname, "portal": &f.onWarm} {
-			synctest.Wait()
+			f.awaitRefill()
 			ids := f.entries(t)
 			hook.set(func(_ context.Context, languages string) error {
 				if strings.Contains(languages, "python") {
@@ -230,7 +243,7 @@ func TestBindingOfAnEntry(t *testing.T) {
 			if !errdefs.IsUnavailable(err) || rec.State != Failed || rec.Cause != "it broke" || !slices.Contains(ids, rec.ID) {
 				t.Errorf("%s: error %v, record %+v, entries before %v", what, err, rec, ids)
 			}
-			synctest.Wait()
+			f.awaitRefill()
 			if again := f.entries(t); len(again) != 1 || slices.Contains(again, rec.ID) {
 				t.Errorf("%s: the pool has the entries %v", what, again)
 			}
@@ -250,7 +263,7 @@ func TestPoolKnowsAllNamesOfAnImage(t *testing.T) {
 			if rec.Origin.From != FromPool || rec.Config.Image != cmp.Or(name, "default") {
 				t.Errorf("image %q: origin %+v, config %+v", name, rec.Origin, rec.Config)
 			}
-			synctest.Wait()
+			f.awaitRefill()
 		}
 		for _, name := range []string{"default:1", "example.com/default", "other/default", "Default"} {
 			if rec := f.start(t, "other", Request{Image: name}); rec.Origin.From != Cold {
@@ -332,7 +345,7 @@ func TestQuotaAppliesToStartsFromThePool(t *testing.T) {
 		if err := f.Start(t.Context(), Name{"default", "two"}, Request{}); !errdefs.IsResourceExhausted(err) {
 			t.Errorf("a start over the quota: %v", err)
 		}
-		synctest.Wait()
+		f.awaitRefill()
 		if len(f.entries(t)) != 2 || f.status(t).Hits != 1 {
 			t.Errorf("entries %v, status %+v", f.entries(t), f.status(t))
 		}
@@ -347,7 +360,7 @@ func TestPoolFollowsTheDemand(t *testing.T) {
 	withPool(t, 1, 3, func(t *testing.T, f *poolFixture) {
 		for i := range 5 {
 			f.start(t, fmt.Sprint("s", i), Request{})
-			synctest.Wait()
+			f.awaitRefill()
 		}
 		if n := len(f.entries(t)); n != 3 {
 			t.Errorf("after five starts, the pool has %d entries", n)
@@ -660,11 +673,11 @@ func TestStopAllEmptiesThePool(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
 		f.onStart.set(func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() })
 		f.start(t, "one", Request{})
-		synctest.Wait()
+		f.awaitRefill()
 		if _, err := f.SetPool(t.Context(), Request{}, 2, 2); err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait()
+		f.awaitRefill()
 		if s := f.status(t); !s.Filling {
 			t.Fatalf("status: %+v", s)
 		}
