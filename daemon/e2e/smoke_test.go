@@ -21,7 +21,7 @@ var expected = []expectation{
 	{"template: " + startToCommand, "runc: " + startToCommand, 12},
 	{"cold: " + startToCommand, bareBoot, 1.6},
 	{"sandbox.command.run true", "runc exec true", 2},
-	{"sandbox.repl.run 1+1", "runc exec true", 0.5},
+	{"sandbox.repl.run 1+1", "runc exec true", 0.8},
 }
 
 // farOff is how many times a ratio may be the expected one. Other load makes ratios larger, because a microVM uses more

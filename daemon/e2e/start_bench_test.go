@@ -189,7 +189,7 @@ func BenchmarkStartRate(b *testing.B) {
 		r.N = int(n)
 		put(b, "rate", r)
 	}
-	record(fmt.Sprintf("starts from the template and stops, two at a time, for %s", duration), "per second", n/took.Seconds())
+	record(fmt.Sprintf("starts from the template and stops, two at a time, for %.0f seconds", duration.Seconds()), "per second", n/took.Seconds())
 	record("processor time of msbd, containerd and the shim for each start", "s", used.Seconds()/n)
 	b.ReportMetric(0, "ns/op")
 }
@@ -268,8 +268,8 @@ func BenchmarkDensity(b *testing.B) {
 		before, peerBefore := cpuTime(b, pids...), cpuTime(b, containers...)
 		time.Sleep(idle) // what is measured is that nothing happens
 		used, peerUsed := cpuTime(b, pids...)-before, cpuTime(b, containers...)-peerBefore
-		each(fmt.Sprintf("processor time of a sandbox in %s", idle), "%", 100*used.Seconds()/idle.Seconds())
-		each(fmt.Sprintf("runc: processor time of a container in %s", idle), "%", 100*peerUsed.Seconds()/idle.Seconds())
+		each(fmt.Sprintf("processor time of a sandbox in %.0f seconds", idle.Seconds()), "%", 100*used.Seconds()/idle.Seconds())
+		each(fmt.Sprintf("runc: processor time of a container in %.0f seconds", idle.Seconds()), "%", 100*peerUsed.Seconds()/idle.Seconds())
 		record(benchtest.Value("resident memory of msbd", "MiB", float64(residentKiB(s.cmd.Process.Pid))/1024))
 
 		operations := []measurement{
