@@ -162,12 +162,14 @@ func TestStatusShowsThePool(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- manager.RunPool(ctx) }()
 		synctest.Wait()
-		created := float64(time.Now().Unix())
+		began := time.Now()
+		created := float64(began.Unix())
 		if err := manager.Start(t.Context(), sandbox.Name{Namespace: "default", Name: "one"}, sandbox.Request{}); err != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(time.Second) // a refill does not begin at once
 		synctest.Wait()
-		pool := &adminv1.PoolSummary{Ready: 2, Target: 2, Hits: 1, Oldest: timestamppb.Now(), CpuSeconds: 2, MemoryBytes: 10 << 20}
+		pool := &adminv1.PoolSummary{Ready: 2, Target: 2, Hits: 1, Oldest: timestamppb.New(began), CpuSeconds: 2, MemoryBytes: 10 << 20}
 		if diff := cmp.Diff(pool, s.report().GetPool(), protocmp.Transform()); diff != "" {
 			t.Errorf("status: %s", diff)
 		}

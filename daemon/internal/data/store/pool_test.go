@@ -148,7 +148,8 @@ func testKilledWithAPool(t *testing.T, kill int, steps map[string]bool) (done bo
 		server.starts <- struct{}{}
 		started[name] = m.Start(t.Context(), name, req) == nil
 		<-server.starts
-		synctest.Wait() // the pool is filled again
+		time.Sleep(time.Second) // the pool is filled again, but not at once
+		synctest.Wait()
 	}
 	server, _ := run(kill, func(m *sandbox.Manager, server *mortal) {
 		start(m, server, plain, sandbox.Request{})
