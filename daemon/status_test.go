@@ -28,19 +28,27 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// The status warns of insecure settings as long as the server runs.
-func TestStatusWarnsOfInsecureSettings(t *testing.T) {
-	t.Parallel()
-	dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
+// openState opens a new store and keyring. The store is closed when the test ends.
+func openState(t *testing.T) (*store.Store, *keys.Issuer) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
 	state, err := store.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer state.Close()
-	issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
+	t.Cleanup(func() { state.Close() })
+	issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return state, issuer
+}
+
+// The status warns of insecure settings as long as the server runs.
+func TestStatusWarnsOfInsecureSettings(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	state, issuer := openState(t)
 	memory := func() (available, total uint64, err error) { return 10 << 30, 20 << 30, nil } // the reserve is 1 GiB
 	manager := sandbox.NewManager(sandbox.Options{Store: state, HostMemory: memory, Log: log})
 	defer manager.Close()
@@ -90,16 +98,8 @@ func metrics(t *testing.T, s *status) map[string]float64 {
 // The status and the metrics show what is left for starts. What is not known is absent.
 func TestRoomForStarts(t *testing.T) {
 	t.Parallel()
-	dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
-	state, err := store.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer state.Close()
-	issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := slog.New(slog.DiscardHandler)
+	state, issuer := openState(t)
 	for _, measured := range []bool{true, false} {
 		memory := func() (available, total uint64, err error) { // the reserve is 1 GiB
 			if !measured {
@@ -133,16 +133,8 @@ func TestRoomForStarts(t *testing.T) {
 func TestStatusShowsThePool(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
-		state, err := store.Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer state.Close()
-		issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
-		if err != nil {
-			t.Fatal(err)
-		}
+		log := slog.New(slog.DiscardHandler)
+		state, issuer := openState(t)
 		manager := sandbox.NewManager(sandbox.Options{
 			Store: state, Runtime: sandboxtest.NewRuntime(), Connect: sandboxtest.NewGuest().Connect,
 			Defaults: sandbox.Config{Template: sandbox.Template{Image: "python", CPUs: 1, MemoryMiB: 512}}, MaxCPUs: 1, MaxMemoryMiB: 512, Boots: 1,
