@@ -174,16 +174,20 @@ func processes(program, word string) []int {
 	return pids
 }
 
-// microVMs returns the pids of this server's QEMU processes: those of the sandboxes that it lists, and any other whose
-// arguments or environment name the server's directory.
+// microVMs returns the pids of the QEMU processes of this server's sandboxes: of those that it lists, and any other whose
+// arguments or environment name the server's directory. It leaves out builds of templates, which begin and end at any time.
 func (s *server) microVMs() []int {
 	pids := processes(qemu, s.dir+"/")
 	for _, id := range s.sandboxIDs() {
 		pids = append(pids, processes(qemu, id)...)
 	}
 	slices.Sort(pids)
-	return slices.Compact(pids)
+	builds := processes(qemu, templateBuild)
+	return slices.DeleteFunc(slices.Compact(pids), func(pid int) bool { return slices.Contains(builds, pid) })
 }
+
+// templateBuild is in the arguments of a QEMU process that builds a template, and in no other.
+const templateBuild = "\x00-name\x00template-"
 
 // signalAll sends a signal to processes. It fails the test if pids is empty.
 func signalAll(t *testing.T, pids []int, signal syscall.Signal) {

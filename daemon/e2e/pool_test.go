@@ -77,7 +77,7 @@ func TestPool(t *testing.T) {
 	s.waitForPool(t)
 	s.mustMSB(t, "server", "stop")
 	<-s.done
-	if vms := s.microVMs(); len(vms) > 0 {
+	if vms := processes(qemu, s.dir+"/"); len(vms) > 0 {
 		t.Errorf("microVMs are left: %v", vms)
 	}
 	s.settings["pool-min"] = "0"
