@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
@@ -25,9 +26,8 @@ func TestWarmInterpreterIsAsNew(t *testing.T) {
 	t.Parallel()
 	fresh, c := startGuest(t).connect(t), startGuest(t).connect(t)
 	for range 2 { // the second call finds them warm
-		if err := c.Warm(t.Context(), warmLanguages); err != nil {
-			t.Fatal(err)
-		}
+		wantWarm(t, c, warmLanguages, warmLanguages)
+		rehearse(t, c, warmLanguages...)
 	}
 	warmed := children(t, c)
 	if len(warmed) != 2 {
@@ -93,9 +93,7 @@ func TestWarmInterpreterIsNotUsedWithAnotherEnvironment(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := startGuest(t).connect(t)
-			if err := c.Warm(t.Context(), warmLanguages); err != nil {
-				t.Fatal(err)
-			}
+			wantWarm(t, c, warmLanguages, warmLanguages)
 			warmed := children(t, c)
 			tt.code.Language, tt.code.Text, tt.code.Timeout = sandbox.Python, "import os\n"+tt.text, time.Minute
 			out, exit, err := collect(c.RunCode(t.Context(), tt.code))
@@ -119,17 +117,13 @@ func TestWarmLanguages(t *testing.T) {
 		}
 	}
 	bare := startGuest(t, "PATH="+empty).connect(t)
-	if err := bare.Warm(t.Context(), warmLanguages); err != nil {
-		t.Errorf("an image without interpreters: %v", err)
-	}
+	wantWarm(t, bare, warmLanguages, nil)
 	if got := children(t, bare); len(got) != 0 {
 		t.Errorf("child processes %v", got)
 	}
 
 	c := startGuest(t).connect(t)
-	if err := c.Warm(t.Context(), []sandbox.Language{sandbox.Python}); err != nil {
-		t.Fatal(err)
-	}
+	wantWarm(t, c, warmLanguages[:1], warmLanguages[:1])
 	first := children(t, c)
 	if len(first) != 1 {
 		t.Fatalf("child processes %v, want one", first)
@@ -143,12 +137,8 @@ func TestWarmLanguages(t *testing.T) {
 	}
 	waitGone(t, first[0])
 	expect(t, c, sandbox.Python, "1 + 1", true, "stdout: 2\n") // not in the one that was killed
-	if err := c.Warm(t.Context(), warmLanguages); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Warm(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	wantWarm(t, c, warmLanguages, warmLanguages)
+	wantWarm(t, c, nil, nil)
 	all, err := c.ListContexts(t.Context())
 	if err != nil || len(all) != 1 {
 		t.Fatalf("contexts %+v, error %v", all, err)
@@ -156,6 +146,47 @@ func TestWarmLanguages(t *testing.T) {
 	for _, pid := range children(t, c) {
 		if pid != int(all[0].PID) {
 			waitGone(t, pid)
+		}
+	}
+}
+
+// A rehearsal runs only in an interpreter that was warmed and that no run has used.
+func TestRehearsalNeedsWarmInterpreter(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for _, warmed := range []bool{false, true} {
+		if warmed {
+			wantWarm(t, c, warmLanguages[:1], warmLanguages[:1])
+			rehearse(t, c, sandbox.Python)
+			expect(t, c, sandbox.Python, "1 + 1", true, "stdout: 2\n")
+		}
+		p, err := c.RunCode(t.Context(), sandbox.Code{Language: sandbox.Python, Text: "x = 1", Rehearsal: true})
+		if err == nil {
+			_, err = p.Next()
+			p.Close()
+		}
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("a rehearsal, with an interpreter that was warmed and used: %t: %v", warmed, err)
+		}
+	}
+	expect(t, c, sandbox.Python, "'x' in globals()", true, "stdout: False\n")
+}
+
+// wantWarm warms interpreters and checks which the portal has then.
+func wantWarm(t *testing.T, c *connection, wanted, want []sandbox.Language) {
+	t.Helper()
+	if got, err := c.Warm(t.Context(), wanted); err != nil || !slices.Equal(got, want) {
+		t.Fatalf("warm %v: %v, error %v, want %v", wanted, got, err, want)
+	}
+}
+
+// rehearse runs code with a value in the interpreters that were warmed.
+func rehearse(t *testing.T, c *connection, languages ...sandbox.Language) {
+	t.Helper()
+	for _, language := range languages {
+		got, exit := outcome(t, c, sandbox.Code{Language: language, Text: "1 + 1", Rehearsal: true})
+		if got != "stdout: 2\n" || exit.Code != 0 || exit.Runs != 0 {
+			t.Fatalf("a rehearsal of %s: output %q, exit %+v", language, got, exit)
 		}
 	}
 }

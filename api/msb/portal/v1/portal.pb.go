@@ -170,7 +170,7 @@ type PingResponse struct {
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The version of the contract. 0 means only PortalService, with the first four fields of the requests of a run. 1 means
 	// everything in this package but contexts, results and bash. 2 means everything but InterruptRun and Warm. 3 means
-	// everything but Warm. 4 means everything.
+	// everything but Warm. 4 means everything but rehearsals. 5 means everything.
 	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -358,7 +358,11 @@ type RunCodeRequest struct {
 	Waited *durationpb.Duration `protobuf:"bytes,12,opt,name=waited,proto3" json:"waited,omitempty"`
 	// A name for InterruptRun that no other run in progress has. If it is set, the portal sends the header of the response as
 	// soon as InterruptRun knows the run.
-	Id            string `protobuf:"bytes,13,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,13,opt,name=id,proto3" json:"id,omitempty"`
+	// Run the code in the interpreter that Warm has started. The run does not count, and the interpreter stays the one that the first
+	// other run takes over. The code must leave nothing behind; the interpreter forgets its value. If there is no such interpreter, the
+	// call fails with FAILED_PRECONDITION.
+	Rehearsal     bool `protobuf:"varint,14,opt,name=rehearsal,proto3" json:"rehearsal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -482,6 +486,13 @@ func (x *RunCodeRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *RunCodeRequest) GetRehearsal() bool {
+	if x != nil {
+		return x.Rehearsal
+	}
+	return false
 }
 
 type WarmRequest struct {
@@ -1646,7 +1657,7 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x0fSTREAM_TERMINAL\x10\x03\"9\n" +
 	"\vEnvironment\x12\x10\n" +
 	"\x03env\x18\x01 \x03(\tR\x03env\x12\x18\n" +
-	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xb2\x04\n" +
+	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xd0\x04\n" +
 	"\x0eRunCodeRequest\x12B\n" +
 	"\blanguage\x18\x01 \x01(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\blanguage\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x123\n" +
@@ -1661,7 +1672,8 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	" \x01(\tR\acontext\x12\x18\n" +
 	"\aresults\x18\v \x01(\bR\aresults\x121\n" +
 	"\x06waited\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06waited\x12\x0e\n" +
-	"\x02id\x18\r \x01(\tR\x02id\"_\n" +
+	"\x02id\x18\r \x01(\tR\x02id\x12\x1c\n" +
+	"\trehearsal\x18\x0e \x01(\bR\trehearsal\"_\n" +
 	"\bLanguage\x12\x18\n" +
 	"\x14LANGUAGE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fLANGUAGE_PYTHON\x10\x01\x12\x11\n" +

@@ -57,10 +57,10 @@ type PortalServiceClient interface {
 	RestartContext(ctx context.Context, in *RestartContextRequest, opts ...grpc.CallOption) (*RestartContextResponse, error)
 	// RemoveContext ends the interpreter of a context and forgets the context. Runs that wait for their turn fail.
 	RemoveContext(ctx context.Context, in *RemoveContextRequest, opts ...grpc.CallOption) (*RemoveContextResponse, error)
-	// Warm starts an interpreter of each given language that the image has, and lets it run a line of code that leaves nothing
-	// behind. Python and Node can be given. The first run of code in the language takes over the interpreter, if it names no user and
-	// has no environment and no workdir; otherwise the interpreter is ended, because a running one cannot take them over. Until then
-	// it is in no list. Interpreters that an earlier call started for other languages are ended.
+	// Warm starts an interpreter of each given language that the image has. Python and Node can be given. The first run of code in the
+	// language takes over the interpreter, if it names no user and has no environment and no workdir; otherwise the interpreter is
+	// ended, because a running one cannot take them over. Until then it is in no list. Interpreters that an earlier call started for
+	// other languages are ended.
 	Warm(ctx context.Context, in *WarmRequest, opts ...grpc.CallOption) (*WarmResponse, error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
 	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
@@ -209,10 +209,10 @@ type PortalServiceServer interface {
 	RestartContext(context.Context, *RestartContextRequest) (*RestartContextResponse, error)
 	// RemoveContext ends the interpreter of a context and forgets the context. Runs that wait for their turn fail.
 	RemoveContext(context.Context, *RemoveContextRequest) (*RemoveContextResponse, error)
-	// Warm starts an interpreter of each given language that the image has, and lets it run a line of code that leaves nothing
-	// behind. Python and Node can be given. The first run of code in the language takes over the interpreter, if it names no user and
-	// has no environment and no workdir; otherwise the interpreter is ended, because a running one cannot take them over. Until then
-	// it is in no list. Interpreters that an earlier call started for other languages are ended.
+	// Warm starts an interpreter of each given language that the image has. Python and Node can be given. The first run of code in the
+	// language takes over the interpreter, if it names no user and has no environment and no workdir; otherwise the interpreter is
+	// ended, because a running one cannot take them over. Until then it is in no list. Interpreters that an earlier call started for
+	// other languages are ended.
 	Warm(context.Context, *WarmRequest) (*WarmResponse, error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
 	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService

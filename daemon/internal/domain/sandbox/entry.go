@@ -266,15 +266,6 @@ type cpuSample struct {
 	percent float64
 }
 
-// beginCPU makes used, the processor time of a sandbox up to now, that from which the first measurement counts.
-func (e *entry) beginCPU(id string, used time.Duration, now time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.sample.id != id {
-		e.sample = cpuSample{id: id, at: now, used: used}
-	}
-}
-
 // cpuPercent returns the share of one processor, in percent, that was used since the last measurement, or since the start
 // if there is none. used is the processor time since the microVM was started. A measurement less than 100 ms after the last one returns
 // the same result again, because so short a time is not meaningful.

@@ -61,21 +61,9 @@ func (m *Manager) bind(ctx context.Context, e *pooled, rec Record) (_ *conn, err
 	}
 	if b.Workdir != "" || b.User != "" {
 		// No run uses the interpreters that were started in advance: they have another directory, or another user.
-		if err := e.conn.Warm(ctx, nil); err != nil {
+		if _, err := e.conn.Warm(ctx, nil); err != nil {
 			return nil, err
 		}
 	}
 	return e.conn, prepare(ctx, e.conn, rec.Config)
-}
-
-// measureClaim measures the processor time that a sandbox from the pool had used before its tenant got it. Until that is known,
-// its record has what the pool measured last.
-func (m *Manager) measureClaim(e *entry, rec Record) {
-	m.watchers.Go(func() {
-		ctx, cancel := context.WithTimeout(m.lifetime, measureTimeout)
-		defer cancel()
-		if usage, err := m.Runtime.Usage(ctx, rec.ID); err == nil {
-			e.beginCPU(rec.ID, usage.CPUTime, time.Now())
-		}
-	})
 }

@@ -174,19 +174,26 @@ func (p *pool) start(ctx context.Context, t Template) (*pooled, error) {
 	return e, m.Store.PutSandbox(rec)
 }
 
-// warm runs a command, which need not exist, and a line of each language that the image has. It leaves the interpreters started.
+// warm runs what the first run of a tenant is likely to need: a command, which need not exist, and code of each language that the
+// image has. It leaves the interpreters started.
 func warm(ctx context.Context, c Portal) error {
-	if err := runTrue(ctx, c); err != nil {
+	if err := runToEnd(c.RunCommand(ctx, Command{Program: "true"})); err != nil {
 		return fmt.Errorf("run a command in the microVM: %w", err)
 	}
-	if err := c.Warm(ctx, []Language{Python, Node}); err != nil {
+	languages, err := c.Warm(ctx, []Language{Python, Node})
+	if err != nil {
 		return fmt.Errorf("start interpreters in the microVM: %w", err)
+	}
+	for _, language := range languages {
+		if err := runToEnd(c.RunCode(ctx, Code{Language: language, Text: "1 + 1", Rehearsal: true})); err != nil {
+			return fmt.Errorf("run code of %s in the microVM: %w", language, err)
+		}
 	}
 	return nil
 }
 
-func runTrue(ctx context.Context, c Portal) error {
-	process, err := c.RunCommand(ctx, Command{Program: "true"})
+// runToEnd waits for the end of a process, which RunCode or RunCommand has returned. That its program does not exist is no error.
+func runToEnd(process Process, err error) error {
 	if err != nil {
 		return err
 	}

@@ -187,13 +187,17 @@ func TestStartFromPool(t *testing.T) {
 	})
 }
 
-// An entry runs a command and starts interpreters. A command that the image does not have is no error.
+// An entry runs a command, starts interpreters, and runs code in them. A command that the image does not have is no error.
 func TestPoolWarmsItsEntries(t *testing.T) {
 	withPool(t, 1, 1, func(t *testing.T, f *poolFixture) {
 		var did []string
 		f.pause()
 		f.guest.OnRun = func(_ context.Context, run any) error {
-			did = append(did, fmt.Sprint(run.(Command).Program))
+			if code, ok := run.(Code); ok {
+				did = append(did, fmt.Sprintf("%s(%s,%t)", code.Language, code.Text, code.Rehearsal))
+				return nil
+			}
+			did = append(did, run.(Command).Program)
 			return fmt.Errorf("true: %w", ErrCommandNotFound)
 		}
 		f.onWarm.set(func(_ context.Context, languages string) error {
@@ -201,7 +205,7 @@ func TestPoolWarmsItsEntries(t *testing.T) {
 			return nil
 		})
 		f.reopen(t, 2, 2)
-		if got := strings.Join(did, " "); got != "true [python nodejs]" || len(f.entries(t)) != 2 {
+		if got := strings.Join(did, " "); got != "true [python nodejs] python(1 + 1,true) nodejs(1 + 1,true)" || len(f.entries(t)) != 2 {
 			t.Errorf("the pool did %q, and has %d entries", got, len(f.entries(t)))
 		}
 	})

@@ -75,6 +75,9 @@ type Code struct {
 	Text     string
 	// Results makes the process report what the code shows, and its exception, as Pieces instead of output.
 	Results bool
+	// Rehearsal runs the code in the interpreter that Warm has started, which then waits for its first run as before. The code must
+	// leave nothing behind. If there is no such interpreter, Next returns errdefs.ErrFailedPrecondition.
+	Rehearsal bool
 	// Timeout is the time limit. 0 stands for the server's maximum. The time that the run waits for its turn counts.
 	Timeout time.Duration
 	RunOptions
@@ -273,9 +276,9 @@ type Contexts interface {
 	// RestartContext replaces the interpreter of a context, whose state is lost.
 	RestartContext(ctx context.Context, name string, e Environment) (Context, error)
 	// Warm starts an interpreter of each given language that the image has, for the first run of code in it, and ends those that
-	// an earlier call started for other languages. It leaves no trace: no context, no process and no output. A run with an
-	// Environment or a user does not use the interpreter.
-	Warm(ctx context.Context, languages []Language) error
+	// an earlier call started for other languages. It returns the languages that have one. It leaves no trace: no context, no process
+	// and no output. A run with an Environment or a user does not use the interpreter.
+	Warm(ctx context.Context, languages []Language) ([]Language, error)
 	// RemoveContext removes a context. If there is none with this name, the error of this and of RestartContext is
 	// errdefs.ErrNotFound.
 	RemoveContext(ctx context.Context, name string) error

@@ -172,9 +172,6 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 // started watches a sandbox whose start, which began at a time, has succeeded.
 func (m *Manager) started(e *entry, rec Record, began time.Time) {
 	m.watch(e, rec)
-	if rec.Origin.From == FromPool {
-		m.measureClaim(e, rec)
-	}
 	m.Log.Info("sandbox started", "sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID,
 		"image", rec.Config.Image, "from", rec.Origin.From, "took", time.Since(began).Round(time.Millisecond))
 }

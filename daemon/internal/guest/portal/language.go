@@ -21,8 +21,6 @@ type language struct {
 	image string
 	// interrupts says that the driver has a descriptor from which it reads interrupts in addition to SIGINT.
 	interrupts bool
-	// warm is a line of code that leaves nothing behind. It is empty if no interpreter is started in advance.
-	warm string
 	// isShell says that the interpreter is a shell, whose driver repl.sh describes.
 	isShell bool
 }
@@ -41,7 +39,7 @@ var languages = map[portalv1.RunCodeRequest_Language]*language{
 		name: "python", program: "python3", driver: pythonDriver,
 		// The code can change the builtins, so the driver has a copy.
 		options: []string{"-c", "import os, builtins; exec(compile(os.read(3, %d), '<repl>', 'exec'), {'__builtins__': dict(vars(builtins))})"},
-		image:   "microsandbox/python", warm: "print()",
+		image:   "microsandbox/python",
 	},
 	portalv1.RunCodeRequest_LANGUAGE_NODE: {
 		name: "node", program: "node", driver: nodeDriver,
@@ -49,7 +47,7 @@ var languages = map[portalv1.RunCodeRequest_Language]*language{
 		// The name [eval] lets the driver recognize its own frames, as if it were the argument.
 		options: []string{"--no-force-async-hooks-checks", "-e",
 			"{ const b = Buffer.alloc(%d); fs.readSync(3, b); vm.runInThisContext(b.toString(), '[eval]')((s) => import(s)) }"},
-		image: "microsandbox/node", interrupts: true, warm: "console.log()",
+		image: "microsandbox/node", interrupts: true,
 	},
 	portalv1.RunCodeRequest_LANGUAGE_BASH: {
 		name: "bash", program: "bash", driver: bashDriver,

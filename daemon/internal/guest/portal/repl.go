@@ -37,7 +37,7 @@ type repls struct {
 	// mu guards the fields below, and the fields of each repl that say so.
 	mu     sync.Mutex
 	all    []*repl // in the order of their creation
-	spares []spare
+	spares []*repl // contexts that nothing has used (warm.go)
 }
 
 // repl is a context: it runs code in one language as one user, in a session of the interpreter.
@@ -106,6 +106,9 @@ func (s *repls) find(req *portalv1.RunCodeRequest) (*repl, error) {
 	key := newREPLKey(language, account, credential)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if req.GetRehearsal() {
+		return s.rehearse(key)
+	}
 	for _, r := range s.all {
 		if r.key != nil && *r.key == key {
 			r.uses++
@@ -119,7 +122,7 @@ func (s *repls) find(req *portalv1.RunCodeRequest) (*repl, error) {
 	for s.has(name) { // /etc/passwd has changed since
 		name += "+"
 	}
-	return s.add(&repl{language: language, name: name, user: account, spec: req.GetUser(), key: &key})
+	return s.use(&repl{language: language, name: name, user: account, spec: req.GetUser(), key: &key}, req.GetEnvironment())
 }
 
 // named returns the context with a name. The caller must call release.
@@ -167,7 +170,10 @@ func (s *repls) add(r *repl) (*repl, error) {
 		return nil, status.Errorf(codes.ResourceExhausted,
 			"the sandbox has %d contexts, which is the most that it can: remove one, or run the code in one of them", maxREPLs)
 	}
-	r.repls, r.queue, r.uses = s, make(queue, 1), 1
+	if r.queue == nil {
+		r.repls, r.queue = s, make(queue, 1)
+	}
+	r.uses++
 	s.all = append(s.all, r)
 	return r, nil
 }
@@ -291,9 +297,8 @@ func (r *repl) start(ctx context.Context, e *portalv1.Environment) (*session, er
 	defer cancel()
 	mu := &r.repls.mu
 	mu.Lock()
-	if r.takeSpare(e) {
-		defer mu.Unlock()
-		return r.session, nil
+	if hasEnvironment(e) {
+		r.repls.dropSpares(func(*repl) bool { return false }) // nothing in this sandbox can use them
 	}
 	kills := r.kills
 	r.cancelStart = cancel
@@ -478,13 +483,18 @@ func (s *repls) remove(name string) error {
 	s.kill(r, "the context was removed")
 	go func() {
 		defer s.release(r)
-		_ = r.queue.acquire(context.Background()) // the run in progress ends with the interpreter
-		defer r.queue.release()
-		if r.session != nil {
-			r.end()
-		}
+		r.endRemoved()
 	}()
 	return nil
+}
+
+// endRemoved releases the session of a context that is in no list and whose interpreter was killed.
+func (r *repl) endRemoved() {
+	_ = r.queue.acquire(context.Background()) // the run in progress ends with the interpreter
+	defer r.queue.release()
+	if r.session != nil {
+		r.end()
+	}
 }
 
 // forget removes a context from the list. It reports whether the context was in it.

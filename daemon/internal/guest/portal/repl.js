@@ -27,7 +27,7 @@
   const READY = 'r', BEGUN = 'b', END = '.', ERROR = 'e', RESULT = 'd', LATE = 'l', SYNC = 's', INTERRUPT = 'i';
   const MAX_PIECE = 60000; // bytes of a message
   const FIRST = 2; // a flag of a piece
-  const WITH_RESULTS = 1, WITH_BEGUN = 2, WARMING = 4; // flags of a run
+  const WITH_RESULTS = 1, WITH_BEGUN = 2, REHEARSAL = 4; // flags of a run
 
   const token = { session: Buffer.alloc(0), run: Buffer.alloc(0) };
   const version = parseInt(process.versions.node);
@@ -593,7 +593,7 @@
     } finally {
       endRun = null;
       running = false;
-      if (flags & WARMING) runNumber = 0;
+      if (flags & REHEARSAL) runNumber = 0;
       for (const [key, value] of Object.entries(previous)) {
         if (value === undefined) delete env[key];
         else env[key] = value;

@@ -24,7 +24,7 @@ READY, BEGUN, END, ERROR, RESULT, LATE, SYNC = b"r", b"b", b".", b"e", b"d", b"l
 MAX_PIECE = 60000  # bytes of a message
 TOKEN_SIZE = 26
 FIRST = 2  # a flag of a piece
-WITH_RESULTS, WITH_BEGUN, WARMING = 1, 2, 4  # flags of a run
+WITH_RESULTS, WITH_BEGUN, REHEARSAL = 1, 2, 4  # flags of a run
 FILE_NAME = "<repl>"  # of this file, in tracebacks
 # How many of the last runs keep their source, so that tracebacks can show its lines.
 MAX_SOURCES = 1000
@@ -263,9 +263,10 @@ class Session:
                 attempt("return to the previous directory at the end of the run", chdir, previous_directory)
                 close(previous_directory)
             running = False
-            if flags & WARMING:
+            if flags & REHEARSAL:
                 run_number = 0
                 self.sources.clear()
+                vars(builtins).pop("_", None)
 
     def exit_code(self, e):
         code = self.asked = 1

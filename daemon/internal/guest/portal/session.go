@@ -61,9 +61,9 @@ const (
 
 // These are flags of a run.
 const (
-	flagResults = 1 // the driver sends displays and errors instead of printing them
-	flagBegun   = 2 // the driver sends messageBegun
-	flagWarming = 4 // the run does not count, and the driver forgets it
+	flagResults   = 1 // the driver sends displays and errors instead of printing them
+	flagBegun     = 2 // the driver sends messageBegun
+	flagRehearsal = 4 // the run does not count, and the driver forgets it
 )
 
 const (
@@ -126,8 +126,6 @@ type execution struct {
 	since uint64
 	// piece receives the pieces of displays and errors, which it must not retain.
 	piece func(kind byte, piece *portalv1.Piece)
-	// warming says that the run does not count.
-	warming bool
 }
 
 // executing returns the run in progress, or nil.
@@ -435,7 +433,7 @@ func (s *session) tidy(req *portalv1.RunCodeRequest) {
 func (s *session) begin(ctx context.Context, req *portalv1.RunCodeRequest, run *execution, options []string) error {
 	s.mu.Lock()
 	s.current = run
-	if !run.warming {
+	if !req.GetRehearsal() {
 		s.count++
 	}
 	s.mu.Unlock()
@@ -447,8 +445,8 @@ func (s *session) begin(ctx context.Context, req *portalv1.RunCodeRequest, run *
 	if req.GetResults() {
 		flags |= flagResults
 	}
-	if run.warming {
-		flags |= flagWarming
+	if req.GetRehearsal() {
+		flags |= flagRehearsal
 	}
 	if req.GetId() != "" {
 		flags |= flagBegun

@@ -125,6 +125,7 @@ const (
 	contexts  = 2 // contexts, results and bash
 	interrupt = 3 // the interrupt of a run that goes on
 	warm      = 4 // interpreters that are started in advance
+	rehearsal = 5 // runs that leave nothing behind
 )
 
 // checkContract returns errdefs.ErrFailedPrecondition unless the portal serves a version of the contract. Sandboxes that an

@@ -3,6 +3,7 @@ package portalclient
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
@@ -51,13 +52,19 @@ func (c *Client) RemoveContext(ctx context.Context, name string) error {
 }
 
 // Warm implements sandbox.Portal.
-func (c *Client) Warm(ctx context.Context, wanted []sandbox.Language) error {
+func (c *Client) Warm(ctx context.Context, wanted []sandbox.Language) ([]sandbox.Language, error) {
 	req := &portalv1.WarmRequest{}
 	for _, language := range wanted {
 		req.Languages = append(req.Languages, languages[language])
 	}
-	_, err := call[portalv1.WarmResponse](ctx, c, warm, portalv1.PortalService_Warm_FullMethodName, req)
-	return err
+	res, err := call[portalv1.WarmResponse](ctx, c, warm, portalv1.PortalService_Warm_FullMethodName, req)
+	var started []sandbox.Language
+	for _, language := range wanted {
+		if slices.Contains(res.GetLanguages(), languages[language]) {
+			started = append(started, language)
+		}
+	}
+	return started, err
 }
 
 // contextOf returns the context that a portal describes.

@@ -28,6 +28,11 @@ func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 			return nil, err
 		}
 	}
+	if code.Rehearsal {
+		if err := c.checkContract(rehearsal); err != nil {
+			return nil, err
+		}
+	}
 	grace := code.Grace
 	if c.contract.Load() >= processes {
 		grace = cmp.Or(grace, code.DefaultGrace)
@@ -53,6 +58,7 @@ func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 			User:        code.User,
 			Input:       code.Input,
 			Grace:       duration(grace),
+			Rehearsal:   code.Rehearsal,
 		})
 		if err == nil && id != "" {
 			go c.forwardInterrupts(ctx, stream, id, code.Interrupts)

@@ -104,17 +104,17 @@ func (p *portal) Close() error {
 }
 
 // Warm implements sandbox.Contexts.
-func (p *portal) Warm(ctx context.Context, languages []sandbox.Language) error {
+func (p *portal) Warm(ctx context.Context, languages []sandbox.Language) ([]sandbox.Language, error) {
 	p.mu.Lock()
 	closed := p.closed
 	p.mu.Unlock()
 	if closed {
-		return errClosed
+		return nil, errClosed
 	}
 	if p.guest.OnWarm != nil {
-		return p.guest.OnWarm(ctx, languages)
+		return languages, p.guest.OnWarm(ctx, languages)
 	}
-	return nil
+	return languages, nil
 }
 
 // MakeDirectory implements sandbox.Files.
