@@ -1,10 +1,13 @@
 package hypervisor
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/containerd/ttrpc"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // makeDisks makes disks for VM id: an image with empty directories, and an empty disk.
@@ -187,5 +191,87 @@ func TestTemplateBuildFails(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(cfg.TemplateDir); err != nil || len(entries) != 0 {
 		t.Errorf("files of templates: %v, %v", entries, err)
+	}
+}
+
+// A template that cannot be stored, because the disk is full or what it depends on was changed during its build, leaves nothing. The
+// VM then boots.
+func TestTemplateThatIsNotStored(t *testing.T) {
+	for name, test := range map[string]struct {
+		prepare func(t *testing.T, cfg Config)
+		want    string
+	}{
+		"full disk": {func(t *testing.T, cfg Config) {
+			if err := unix.Mount("tmpfs", cfg.TemplateDir, "tmpfs", 0, "size=128k"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(cfg.TemplateDir, 0); err != nil {
+					t.Error(err)
+				}
+			})
+		}, "no space left on device"},
+		"changed image": {func(t *testing.T, cfg Config) { writeFile(t, imagePath(cfg), "another") }, "has changed during the build"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := newConfig(t)
+			cfg.TemplateDir, cfg.MaxTemplates = filepath.Join(filepath.Dir(cfg.Dir), "templates"), 1
+			s, err := New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec := testSpec(cfg, "one")
+			key, host, err := s.templateKey(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			place, err := s.templates.reserve(templateMeta{Key: key, Host: host, Built: time.Now()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			made := makeTemplate(t, key)
+			defer made.close()
+			test.prepare(t, cfg)
+			wantError(t, s.storeTemplate(t.Context(), spec, place, made), test.want)
+			s.templates.release(place)
+			if entries, err := os.ReadDir(cfg.TemplateDir); err != nil || len(entries) != 0 || len(s.templates.known) != 0 {
+				t.Errorf("left: %v, %v, %v", entries, err, s.templates.known)
+			}
+			if found, why := s.templates.find(t.Context(), key); found != nil || why != "there is no template yet" {
+				t.Errorf("the template is used: %v, %s", found, why)
+			}
+		})
+	}
+}
+
+// The build of a template gets less processor time than sandboxes if the host is busy.
+func TestTemplateBuildHasLowPriority(t *testing.T) {
+	weightOf := func(name string, mem memory) int {
+		id := fmt.Sprintf("test-%d-%s", os.Getpid(), name)
+		t.Cleanup(func() {
+			if err := removeCgroup(context.Background(), id); err != nil {
+				t.Error(err)
+			}
+		})
+		if _, err := newCgroup(state{ID: id, VCPUs: 1, MemoryMiB: 64}, "kvm", mem); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range cgroupDirs(id) {
+			for _, file := range []string{"cpu.weight", "cpu.shares"} { // of cgroup v2 and v1
+				if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+					weight, err := strconv.Atoi(strings.TrimSpace(string(data)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					return weight
+				}
+			}
+		}
+		t.Fatal("the cgroup has no weight")
+		return 0
+	}
+	boot, clone := weightOf("boot", memory{}), weightOf("clone", memory{file: os.Stdin, state: os.Stdin})
+	if build := weightOf("build", memory{file: os.Stdin}); build > boot/10 || clone != boot {
+		t.Errorf("the weight of a build is %d, that of a boot %d, and that of a clone %d", build, boot, clone)
 	}
 }

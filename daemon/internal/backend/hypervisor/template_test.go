@@ -2,23 +2,17 @@ package hypervisor
 
 import (
 	"bytes"
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -463,211 +457,5 @@ func TestTemplatesAreRemoved(t *testing.T) {
 	}
 	if !again.built("a").After(time.Now().Add(-time.Hour)) || !again.built("c").IsZero() {
 		t.Errorf("a was built at %v, c at %v", again.built("a"), again.built("c"))
-	}
-}
-
-// A VM is a clone only of a template with the same programs, image and size, as they are now.
-func TestTemplateKey(t *testing.T) {
-	cfg := newConfig(t)
-	dir := filepath.Dir(cfg.Dir)
-	cfg.Accelerator = "kvm" // with emulation, a VM has one processor
-	programs := map[string]*string{"qemu": &cfg.QEMU, "kernel": &cfg.Kernel, "initrd": &cfg.Initrd}
-	for name, path := range programs {
-		*path = filepath.Join(dir, name)
-		writeFile(t, *path, name)
-	}
-	s, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	replace := func(path string) { // with the same content, as a package manager does
-		data, err := os.ReadFile(path)
-		if err == nil {
-			err = os.WriteFile(path+".new", data, 0o600)
-		}
-		if err := errors.Join(err, os.Rename(path+".new", path)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	spec := testSpec(cfg, "one")
-	spec.Container.Linux = &specs.Linux{CgroupsPath: "/one"}
-	keyOf := func(spec Spec) string {
-		t.Helper()
-		key, _, err := s.templateKey(spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
-	key := keyOf(spec)
-	equal := spec
-	equal.ID, equal.Disks = "two", Disks{Image: filepath.Join(dir, "link"), Upper: filepath.Join(dir, "another")}
-	equal.Container = &specs.Spec{Hostname: "two", Annotations: map[string]string{"a": "b"}, Linux: &specs.Linux{CgroupsPath: "/two"}}
-	writeFile(t, equal.Disks.Upper, strings.Repeat("y", 4096))
-	if err := os.Link(spec.Disks.Image, equal.Disks.Image); err != nil {
-		t.Fatal(err)
-	}
-	if keyOf(equal) != key {
-		t.Error("the keys of two sandboxes of one kind differ")
-	}
-	keys := map[string]string{key: "the first"}
-	differs := func(what string, spec Spec) {
-		t.Helper()
-		key := keyOf(spec)
-		if other := keys[key]; other != "" {
-			t.Errorf("with another %s, the key is that of %s", what, other)
-		}
-		keys[key] = what
-	}
-	for what, change := range map[string]func(*Spec){
-		"number of processors": func(s *Spec) { s.VCPUs++ },
-		"memory":               func(s *Spec) { s.MemoryMiB++ },
-		"image":                func(s *Spec) { s.Image = "another" },
-		"user":                 func(s *Spec) { s.Container = &specs.Spec{Process: &specs.Process{User: specs.User{UID: 1}}} },
-		"size of the disk":     func(s *Spec) { s.Disks.Upper = cfg.Kernel },
-	} {
-		changed := spec
-		change(&changed)
-		differs(what, changed)
-	}
-	for what, path := range programs {
-		replace(*path)
-		differs(what, spec)
-	}
-	replace(spec.Disks.Image) // as a disk that is built again
-	differs("disk of the image", spec)
-}
-
-// A template that cannot be stored, because the disk is full or what it depends on was changed during its build, leaves nothing. The
-// VM then boots.
-func TestTemplateThatIsNotStored(t *testing.T) {
-	for name, test := range map[string]struct {
-		prepare func(t *testing.T, cfg Config)
-		want    string
-	}{
-		"full disk": {func(t *testing.T, cfg Config) {
-			if err := unix.Mount("tmpfs", cfg.TemplateDir, "tmpfs", 0, "size=128k"); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := unix.Unmount(cfg.TemplateDir, 0); err != nil {
-					t.Error(err)
-				}
-			})
-		}, "no space left on device"},
-		"changed image": {func(t *testing.T, cfg Config) { writeFile(t, imagePath(cfg), "another") }, "has changed during the build"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cfg := newConfig(t)
-			cfg.TemplateDir, cfg.MaxTemplates = filepath.Join(filepath.Dir(cfg.Dir), "templates"), 1
-			s, err := New(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			spec := testSpec(cfg, "one")
-			key, host, err := s.templateKey(spec)
-			if err != nil {
-				t.Fatal(err)
-			}
-			place, err := s.templates.reserve(templateMeta{Key: key, Host: host, Built: time.Now()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			made := makeTemplate(t, key)
-			defer made.close()
-			test.prepare(t, cfg)
-			wantError(t, s.storeTemplate(t.Context(), spec, place, made), test.want)
-			s.templates.release(place)
-			if entries, err := os.ReadDir(cfg.TemplateDir); err != nil || len(entries) != 0 || len(s.templates.known) != 0 {
-				t.Errorf("left: %v, %v, %v", entries, err, s.templates.known)
-			}
-			if found, why := s.templates.find(t.Context(), key); found != nil || why != "there is no template yet" {
-				t.Errorf("the template is used: %v, %s", found, why)
-			}
-		})
-	}
-}
-
-// The build of a template gets less processor time than sandboxes if the host is busy.
-func TestTemplateBuildHasLowPriority(t *testing.T) {
-	weightOf := func(name string, mem memory) int {
-		id := fmt.Sprintf("test-%d-%s", os.Getpid(), name)
-		t.Cleanup(func() {
-			if err := removeCgroup(context.Background(), id); err != nil {
-				t.Error(err)
-			}
-		})
-		if _, err := newCgroup(state{ID: id, VCPUs: 1, MemoryMiB: 64}, "kvm", mem); err != nil {
-			t.Fatal(err)
-		}
-		for _, dir := range cgroupDirs(id) {
-			for _, file := range []string{"cpu.weight", "cpu.shares"} { // of cgroup v2 and v1
-				if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
-					weight, err := strconv.Atoi(strings.TrimSpace(string(data)))
-					if err != nil {
-						t.Fatal(err)
-					}
-					return weight
-				}
-			}
-		}
-		t.Fatal("the cgroup has no weight")
-		return 0
-	}
-	boot, clone := weightOf("boot", memory{}), weightOf("clone", memory{file: os.Stdin, state: os.Stdin})
-	if build := weightOf("build", memory{file: os.Stdin}); build > boot/10 || clone != boot {
-		t.Errorf("the weight of a build is %d, that of a boot %d, and that of a clone %d", build, boot, clone)
-	}
-}
-
-// After a restart of the host, which has emptied the run directory, msbd removes the templates from before.
-func TestTemplatesAfterReboot(t *testing.T) {
-	cfg := newConfig(t)
-	const variable = "MSB_TEST_TEMPLATES"
-	restarted := os.Getenv(variable) != ""
-	cfg.TemplateDir, cfg.MaxTemplates = cmp.Or(os.Getenv(variable), filepath.Join(filepath.Dir(cfg.Dir), "templates")), 1
-	log := &safeBuffer{}
-	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
-	if restarted { // this is the process below
-		id := filepath.Join(filepath.Dir(cfg.Dir), "boot_id")
-		writeFile(t, id, "0d53e9b6-8f4a-4d8c-b6a3-2f1f4e6a9c11\n")
-		if err := unix.Mount(id, "/proc/sys/kernel/random/boot_id", "", unix.MS_BIND, ""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec := testSpec(cfg, "one")
-	key, host, err := s.templateKey(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if restarted {
-		entries, err := os.ReadDir(cfg.TemplateDir)
-		if err != nil || len(entries) != 0 || len(s.templates.known) != 0 || !strings.Contains(log.String(), "before the host's last start") {
-			t.Errorf("after the restart of the host: %v, %v, %v, log %s", entries, err, s.templates.known, log)
-		}
-		if _, why := s.templates.find(t.Context(), key); why != "there is no template yet" {
-			t.Error(why)
-		}
-		return
-	}
-	place, err := s.templates.reserve(templateMeta{Key: key, Host: host, Built: time.Now()})
-	if err == nil {
-		err = s.storeTemplate(t.Context(), spec, place, makeTemplate(t, key))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s, err = New(cfg); err != nil || len(s.templates.known) != 1 { // a restart of msbd
-		t.Fatalf("after a restart of msbd: %v, %s", err, log)
-	}
-	reboot := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
-	reboot.Env = append(os.Environ(), variable+"="+cfg.TemplateDir)
-	reboot.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS} // the other boot id is only for it
-	if out, err := reboot.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
 	}
 }
