@@ -58,6 +58,14 @@ const (
 // why the guest does not measure it.
 var hostTSC = sync.OnceValue(tsc.KHz)
 
+// tscArgument returns the argument of an emulated guest's kernel with this frequency, after a space.
+func tscArgument() string {
+	if khz := hostTSC(); khz > 0 {
+		return " tsc_early_khz=" + strconv.Itoa(khz)
+	}
+	return ""
+}
+
 // The descriptors of QEMU, in the order of launch.files.
 const (
 	monitorFD = 3 + iota
@@ -173,10 +181,7 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 		// hangs. If all processors share one thread of QEMU, guests do not hang, but some phases are many times slower.
 		// (QEMU 10 did not hang.)
 		processors = 1
-		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off norandmaps"
-		if khz := hostTSC(); khz > 0 {
-			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
-		}
+		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off norandmaps"+tscArgument()
 	}
 	size, machine := strconv.Itoa(st.guestMemoryMiB())+"M", "q35,usb=off,sata=off,smbus=off,vmport=off"
 	var options []string

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -534,6 +535,8 @@ func encodeKey(sum hash.Hash) string { return hex.EncodeToString(sum.Sum(nil)[:1
 //
 // The image's disk is identified by its file as well. A disk that is built again for the same image has other data at the same
 // places, for example because of times or a new mkfs.erofs, and the memory of a template may hold parts of the disk it had.
+//
+// The frequency of the time stamp counter is left out: each start of msbd measures it again, with a result that differs a little.
 func (s *Service) templateKey(spec Spec) (key, host string, err error) {
 	upper, err := os.Stat(spec.Disks.Upper)
 	if err != nil {
@@ -547,6 +550,9 @@ func (s *Service) templateKey(spec Spec) (key, host string, err error) {
 		return "", "", err
 	}
 	command := s.qemuCommand(state{VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB}, memory{file: os.Stdin})
+	for i := range command {
+		command[i] = strings.Replace(command[i], tscArgument(), "", 1)
+	}
 	sum := sha256.New()
 	err = json.NewEncoder(sum).Encode([]any{host, command, spec.Image, image, upper.Size(), templateContainer(spec.Container)})
 	return encodeKey(sum), host, err
