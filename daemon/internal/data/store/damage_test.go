@@ -93,7 +93,7 @@ func bases(t *testing.T) []base {
 // and nothing panics.
 func TestDamage(t *testing.T) {
 	t.Parallel()
-	cases := 1000
+	cases := 500
 	if soak {
 		cases = 100_000
 	}

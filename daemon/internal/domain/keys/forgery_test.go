@@ -210,7 +210,7 @@ func TestForgeriesAreRefused(t *testing.T) {
 		local = append(local, encrypted[name])
 	}
 
-	total := iterations(t, 20_000, 10_000_000)
+	total := iterations(t, 5_000, 10_000_000)
 	workers := runtime.GOMAXPROCS(0)
 	var tried [16]atomic.Int64
 	kinds := slices.Sorted(maps.Keys(forgeries))

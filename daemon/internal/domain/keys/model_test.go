@@ -127,7 +127,7 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 	stop := run(t, i)
 	ctx := context.Background()
 	m := new(model)
-	steps := iterations(t, 3000, 60_000)
+	steps := iterations(t, 1500, 60_000)
 	seed := randtest.Seed(t)
 
 	var wg sync.WaitGroup

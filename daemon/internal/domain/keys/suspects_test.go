@@ -121,7 +121,7 @@ func TestSuspectsAreBounded(t *testing.T) {
 		const floods = 20
 		for range floods {
 			time.Sleep(time.Second)
-			flood(1000)
+			flood(200)
 		}
 		synctest.Wait()
 		if n, most := checks.Load(), int64(suspectChecksBurst+floods*suspectChecksPerSecond); n > most {

@@ -59,7 +59,7 @@ func testExtremeInput(t *testing.T, c *conformance) {
 		}
 		good := goodRequests()[m.name]
 		all := mutations(good)
-		singles, combined := 15, 4 // requests with one extreme value and with several
+		singles, combined := 6, 2 // requests with one extreme value and with several
 		switch {
 		case os.Getenv("MSB_SOAK") == "1":
 			singles, combined = -1, 200
