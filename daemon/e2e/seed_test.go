@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,8 +11,8 @@ import (
 	"time"
 )
 
-// seed is the state directory of a server that has imported the Python image and built its template. Most servers under
-// test begin with a copy, so that not each of them imports the image and boots its sandboxes.
+// seed is the state directory of a server that has imported the images python and node, and built their templates. Most servers
+// under test begin with a copy, so that not each of them imports the images and boots its sandboxes.
 var seed struct {
 	once  sync.Once
 	state string
@@ -21,7 +22,10 @@ var seed struct {
 // seedDirs are the parts of a state directory that a copy has. They do not hold the keys.
 var seedDirs = []string{"containerd", "disks", "templates"}
 
-// plant makes the server, which has not started, one that has imported the Python image and built its template. On Kata's own
+// seedImages are the images of the seed.
+var seedImages = []string{"python", "node"}
+
+// plant makes the server, which has not started, one that has imported seedImages and built their templates. On Kata's own
 // driver there are no templates, and plant does nothing.
 func (s *server) plant() error {
 	if hypervisorSettings["hypervisor"] == "kata" {
@@ -36,11 +40,13 @@ func (s *server) plant() error {
 			return err
 		}
 	}
-	s.imported["python"] = true
+	for _, image := range seedImages {
+		s.imported[image] = true
+	}
 	return nil
 }
 
-// makeSeed starts a server, imports the Python image, waits for its template, and stops the server.
+// makeSeed starts a server, imports seedImages, waits for their templates, and stops the server.
 func makeSeed() (state string, err error) {
 	s, err := newServer()
 	if err != nil {
@@ -50,18 +56,33 @@ func makeSeed() (state string, err error) {
 	if err := s.start(); err != nil {
 		return "", err
 	}
-	if err := s.importImages("python"); err != nil {
+	if err := s.importImages(seedImages...); err != nil {
 		return "", err
 	}
-	for deadline := time.Now().Add(hung); ; time.Sleep(20 * time.Millisecond) {
-		built, err := filepath.Glob(filepath.Join(s.state(), "templates", "*", "meta.json"))
-		if err == nil && len(built) == 1 && filepath.Ext(filepath.Dir(built[0])) == "" {
-			return s.state(), nil
-		}
-		if err != nil || time.Now().After(deadline) {
-			return "", fmt.Errorf("there is no template (%v):\n%s", err, s.log)
+	return s.state(), s.waitForTemplates(len(seedImages))
+}
+
+// waitForTemplates waits until the server has built the templates of n images for sandboxes of the default size.
+func (s *server) waitForTemplates(n int) error {
+	for deadline := time.Now().Add(hung); s.templates() < n; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("there are %d templates, want %d:\n%s", s.templates(), n, s.log)
 		}
 	}
+	return nil
+}
+
+// templates returns the number of complete templates for sandboxes of the default size.
+func (s *server) templates() (n int) {
+	files, _ := filepath.Glob(filepath.Join(s.state(), "templates", "*", "meta.json"))
+	for _, file := range files {
+		var meta struct{ Keep bool }
+		data, err := os.ReadFile(file)
+		if err == nil && json.Unmarshal(data, &meta) == nil && meta.Keep && filepath.Ext(filepath.Dir(file)) == "" {
+			n++
+		}
+	}
+	return n
 }
 
 // copyState copies a directory of msbd's state. It links the files that are never changed in place, which are all except

@@ -320,7 +320,7 @@ async def stops(sandbox, creation):
         await sandbox.run("1")
     again = PythonSandbox(name=f"team-{RUN}", namespace=NAMESPACE)
     again._session = aiohttp.ClientSession()
-    await again.start(image="microsandbox/python", memory=400, cpus=1.0, timeout=120.0)
+    await again.start(image="microsandbox/python", memory=512, cpus=1.0, timeout=120.0)
     assert (await again.run("n")).has_error()
     await again.stop()
     await again.stop()
