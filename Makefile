@@ -15,7 +15,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 # The commit that is built; the number of the version is in api/version.
 COMMIT  ?= $(shell git describe --always --dirty --exclude '*' --abbrev=12 2>/dev/null)
-# How many packages `make soak` and the run with microVMs of `make test` test at a time.
+# How many packages `make soak` tests at a time.
 TESTFLAGS ?= -p 2
 # If set, a directory to which each run of gotestsum writes the test events as a JSON file.
 TEST_EVENTS ?=
@@ -174,22 +174,35 @@ $(CURDIR)/bin/tools/go/bin/go:
 test: deps build guest base-images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
-	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks
+	@$(MAKE) IN_PARALLEL=1 -j test-e2e test-race test-sdks test-packages test-interpreter
 
 # $(call gotestsum,NAME) runs go test, prints the name of each test as it ends, and writes NAME.json to TEST_EVENTS.
 gotestsum = gotestsum --format testname --format-hide-empty-pkg $(if $(TEST_EVENTS),--jsonfile $(TEST_EVENTS)/$(1).json)
 
-# These packages have much concurrent code, so they are tested under the race detector, and not again without it. The
-# exception is the store: the race detector leaves some of its tests out.
+# These packages have much concurrent code, so they are tested under the race detector, and not again without it. Only some files
+# of tests of the store are for a run without it.
 RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... serve/...)
+STORE         := daemon/internal/data/store
 
-.PHONY: test-microvms test-race test-sdks
-# -vet=off, because make lint runs go vet. -parallel 3, because some tests only wait and use no CPU. The time limits are for
-# tests that hang: a slow machine takes six times as long as a usual one. The image code-interpreter is built while the tests
-# under the race detector run. TestBenchSmoke runs alone, in make bench-smoke.
-test-microvms: images
-	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 60m -parallel 3 -skip '^TestBenchSmoke$$' $(TESTFLAGS) ./daemon/internal/data/store \
-		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
+.PHONY: test-e2e test-interpreter test-packages test-race test-sdks
+# -vet=off, because make lint runs go vet. The time limits are for tests that hang: a slow machine takes six times as long as a
+# usual one. -parallel 3, because some tests only wait and use no CPU. TestBenchSmoke runs alone, in make bench-smoke, and
+# TestCodeInterpreter after the others, because its image takes minutes to build. The others include TestLeaksFindsEveryTrace,
+# whose traces it would report.
+test-e2e:
+	@$(call gotestsum,e2e) -- -count=1 -vet=off -timeout 60m -parallel 3 -skip '^(TestBenchSmoke|TestCodeInterpreter)$$' ./daemon/e2e
+
+test-interpreter: test-e2e images
+	@$(call gotestsum,interpreter) -- -count=1 -vet=off -timeout 60m -run '^TestCodeInterpreter$$' ./daemon/e2e
+
+# All other packages come after the images, one of which TestImages needs. So few run at a time.
+test-packages: images
+	@failed=0; \
+	$(call gotestsum,store) -- -count=1 -vet=off -timeout 60m ./$(STORE) \
+		-run "^($$(grep -l '^//go:build !race' $(STORE)/*_test.go | xargs sed -n 's/^func \(Test[A-Za-z]*\)(.*/\1/p' | paste -sd '|'))$$" || failed=1; \
+	$(call gotestsum,packages) -- -count=1 -vet=off -timeout 60m -parallel 3 -p 1 \
+		$$($(GO) list ./... | grep -vxFf <($(GO) list ./daemon/e2e $(RACE_PACKAGES))) || failed=1; \
+	exit $$failed
 
 test-race:
 	@CGO_ENABLED=1 $(call gotestsum,race) -- -race -count=1 -vet=off -timeout 40m -p 1 $(RACE_PACKAGES)

@@ -152,9 +152,15 @@ func TestNode(t *testing.T) {
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "node", "config": params{"image": "microsandbox/node"}}, 400, -32602, "no image microsandbox/node")
 }
 
-// The image code-interpreter shows tables and charts, also to the user "user".
+// The image code-interpreter shows tables and charts, also to the user "user". It has its own server, because make test runs it
+// after the other tests.
 func TestCodeInterpreter(t *testing.T) {
-	s, key := startSandbox(t, "interpreter", "microsandbox/code-interpreter")
+	s := testServer(t)
+	if err := s.importImages("code-interpreter"); err != nil {
+		t.Fatal(err)
+	}
+	key := s.newKey(t)
+	s.mustCall(t, key, "sandbox.start", params{"sandbox": "interpreter", "config": params{"image": "microsandbox/code-interpreter"}}, nil)
 	var shown struct {
 		runResult
 		Results []struct {
