@@ -30,12 +30,12 @@ func TestPowerLoss(t *testing.T) {
 	t.Parallel()
 	t.Run("from the first start", func(t *testing.T) {
 		t.Parallel()
-		powerLoss(t, nil, nil, 1000, 3)
+		powerLoss(t, nil, nil, 1000, 1)
 	})
 	t.Run("from schema 1", func(t *testing.T) {
 		t.Parallel()
 		files, tokens := schema1(t)
-		powerLoss(t, files, tokens, 2, 12)
+		powerLoss(t, files, tokens, 2, 4)
 	})
 }
 
@@ -69,7 +69,7 @@ func TestPowerLossAfterAFailedSync(t *testing.T) {
 			steps, fault := step+4, fmt.Sprintf("inject=fdatasync:error=EIO:when=%d", syncs)
 			t.Run(fmt.Sprintf("%d, of %s", syncs, file), func(t *testing.T) {
 				t.Parallel()
-				powerLoss(t, nil, nil, steps, 4, "-e", fault)
+				powerLoss(t, nil, nil, steps, 1, "-e", fault)
 			})
 		}
 	}
@@ -79,9 +79,12 @@ func TestPowerLossAfterAFailedSync(t *testing.T) {
 }
 
 // powerLoss runs the first steps of history on a server that starts with files, and tries a power loss after each of its
-// system calls. torn is the number of images with random parts of the unsynced data per call. If options make strace let
-// a call fail, only power losses after that call are tried.
+// system calls. torn is the number of images with random parts of the unsynced data per call; in a soak it is four times as
+// many. If options make strace let a call fail, only power losses after that call are tried.
 func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, first, torn int, options ...string) {
+	if soak {
+		torn *= 4
+	}
 	dir := filepath.Join(t.TempDir(), "state")
 	if files != nil {
 		if err := os.Mkdir(dir, 0o700); err != nil {
