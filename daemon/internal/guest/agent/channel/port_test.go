@@ -138,6 +138,10 @@ func TestPortHangUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// The port has not reported the disconnection of the builder, and may still do so.
+		if late := !conn.(*ttrpcConn).doubtUntil.IsZero(); late != (payload == "restored") {
+			t.Errorf("the port may report the disconnection of a client before %q: %t", payload, late)
+		}
 		got := make([]byte, len(sent))
 		if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, sent) {
 			t.Fatalf("read %q, %v, want %q", got, err, sent)
