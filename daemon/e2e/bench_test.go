@@ -296,7 +296,7 @@ func BenchmarkRestart(b *testing.B) {
 			before: func() error { s.kill(); return nil },
 			run:    func() error { return s.start() },
 			after: func() error {
-				memory[keys] = append(memory[keys], float64(residentKiB(s.cmd.Process.Pid))/1024)
+				memory[keys] = append(memory[keys], float64(memoryKiB(s.cmd.Process.Pid, "VmRSS"))/1024)
 				return nil
 			},
 		}
@@ -311,11 +311,12 @@ func BenchmarkRestart(b *testing.B) {
 	}
 }
 
-// residentKiB returns the resident memory of a process, in KiB, or 0 if the process does not exist.
-func residentKiB(pid int) (n int) {
+// memoryKiB returns a field of a process's status in KiB, such as VmRSS, the resident memory, and VmHWM, its peak. It is 0 if
+// the process does not exist.
+func memoryKiB(pid int, field string) (n int) {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(status)) {
-		fmt.Sscanf(line, "VmRSS: %d kB", &n)
+		fmt.Sscanf(line, field+": %d kB", &n)
 	}
 	return n
 }

@@ -60,9 +60,10 @@ func (c containers) do(args ...string) error {
 
 var containerCount atomic.Int32
 
-// newContainer returns a name for a container that no other process uses.
+// newContainer returns a name for a container that no other process uses. No name begins with another one, because runsc also
+// takes the beginning of a name.
 func newContainer() string {
-	return fmt.Sprintf("msb-bench-%d-%d", os.Getpid(), containerCount.Add(1))
+	return fmt.Sprintf("msb-bench-%d-%06d", os.Getpid(), containerCount.Add(1))
 }
 
 // starts are the measurements of the start of a container and of the first command in it. name is that of the program,

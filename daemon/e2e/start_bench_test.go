@@ -1,12 +1,14 @@
 package e2e
 
 import (
-	"encoding/json"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math/rand/v2"
+	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -219,7 +221,7 @@ func cpuTime(t testing.TB, pids ...int) (sum time.Duration) {
 }
 
 // BenchmarkDensity measures what idle sandboxes need, in each of which Python runs, and how fast the server is, for growing
-// numbers of them. It compares that with idle containers of runc. MSB_BENCH_SANDBOXES=N limits their number.
+// numbers of them. It compares that with idle containers of runc and gVisor. MSB_BENCH_SANDBOXES=N limits their number.
 func BenchmarkDensity(b *testing.B) {
 	s, key := benchServer(b, map[string]string{"default-memory-mib": "128"})
 	until(b, "a start from the template", func() bool { return s.hasTemplate(b, key, "microsandbox/python") })
@@ -247,8 +249,10 @@ func BenchmarkDensity(b *testing.B) {
 		if err := g.Wait(); err != nil {
 			b.Fatal(err)
 		}
-		if err := peers.grow(n); err != nil {
-			b.Fatal(err)
+		for _, p := range peers {
+			if err := p.grow(n); err != nil {
+				b.Fatal(err)
+			}
 		}
 		at = n
 		each := func(name, unit string, sum float64) { record(benchtest.Value(name, unit, sum/float64(n))) }
@@ -257,20 +261,31 @@ func BenchmarkDensity(b *testing.B) {
 		if len(pids) != 2*n {
 			b.Fatalf("%d sandboxes have the processes %v", n, pids)
 		}
-		containers := peers.pids(b)
-		memory, peer := memoryOf(b, pids), memoryOf(b, containers)
+		memory := memoryOf(b, pids)
 		each("memory of a sandbox", "MiB", memory.all)
 		each("of that, machine code that the emulator has made", "MiB", memory.translated)
 		record(benchtest.Value("memory of the template", "MiB", memoryFiles(b, s.cmd.Process.Pid)))
-		each("runc: memory of a container", "MiB", peer.all)
-
 		idle := min(30*time.Second, time.Duration(rounds(30))*time.Second)
-		before, peerBefore := cpuTime(b, pids...), cpuTime(b, containers...)
+		type group struct {
+			name string
+			pids []int
+		}
+		groups := []group{{"processor time of a sandbox", pids}}
+		for _, p := range peers {
+			containers := p.pids(b)
+			each(p.name+": memory of a container", "MiB", memoryOf(b, containers).all)
+			groups = append(groups, group{p.name + ": processor time of a container", containers})
+		}
+		before := make([]time.Duration, len(groups))
+		for i, g := range groups {
+			before[i] = cpuTime(b, g.pids...)
+		}
 		time.Sleep(idle) // what is measured is that nothing happens
-		used, peerUsed := cpuTime(b, pids...)-before, cpuTime(b, containers...)-peerBefore
-		each(fmt.Sprintf("processor time of a sandbox in %.0f seconds", idle.Seconds()), "%", 100*used.Seconds()/idle.Seconds())
-		each(fmt.Sprintf("runc: processor time of a container in %.0f seconds", idle.Seconds()), "%", 100*peerUsed.Seconds()/idle.Seconds())
-		record(benchtest.Value("resident memory of msbd", "MiB", float64(residentKiB(s.cmd.Process.Pid))/1024))
+		for i, g := range groups {
+			used := cpuTime(b, g.pids...) - before[i]
+			each(fmt.Sprintf("%s in %.0f seconds", g.name, idle.Seconds()), "%", 100*used.Seconds()/idle.Seconds())
+		}
+		record(benchtest.Value("resident memory of msbd", "MiB", float64(memoryKiB(s.cmd.Process.Pid, "VmRSS"))/1024))
 
 		operations := []measurement{
 			{name: "sandbox.command.run true in one of them", run: s.must(key, "sandbox.command.run", params{"sandbox": "idle-0", "command": "true"})},
@@ -279,6 +294,18 @@ func BenchmarkDensity(b *testing.B) {
 		for i, times := range measure(b, rounds(30), operations...) {
 			record(benchtest.Times(operations[i].name, "ms", times))
 		}
+	}
+	pid, streams := s.cmd.Process.Pid, min(16, at)
+	for _, method := range []string{"PUT", "GET"} {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil { // from now on
+			b.Fatal(err)
+		}
+		if err := s.transfer(b, key, method, streams); err != nil {
+			b.Fatal(err)
+		}
+		peak := float64(memoryKiB(pid, "VmHWM")) / 1024
+		what := map[string]string{"PUT": "uploads", "GET": "downloads"}[method]
+		record(benchtest.Value(fmt.Sprintf("peak resident memory of msbd in %d parallel %s of 64 MiB each", streams, what), "MiB", peak))
 	}
 	// The server restarts last: sandboxes that start after that do not share the memory of the template with the earlier ones.
 	for _, n := range slices.Backward(numbers) {
@@ -296,9 +323,42 @@ func BenchmarkDensity(b *testing.B) {
 		if st, err := s.status(); err != nil || st.Recovery.Adopted != n {
 			b.Fatalf("the server adopted %d of %d sandboxes (%v)", st.Recovery.Adopted, n, err)
 		}
-		record(benchtest.Value("resident memory of msbd after that start", "MiB", float64(residentKiB(s.cmd.Process.Pid))/1024))
+		record(benchtest.Value("resident memory of msbd after that start", "MiB", float64(memoryKiB(s.cmd.Process.Pid, "VmRSS"))/1024))
 	}
 	b.ReportMetric(0, "ns/op")
+}
+
+// transfer uploads or downloads a file of 64 MiB in each of n sandboxes of BenchmarkDensity, all at once.
+func (s *server) transfer(b *testing.B, key, method string, n int) error {
+	const size = 64 << 20
+	data := make([]byte, size)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	var g errgroup.Group
+	for i := range n {
+		g.Go(func() error {
+			var body io.Reader
+			if method == "PUT" {
+				body = bytes.NewReader(data)
+			}
+			url := fmt.Sprintf("http://%s/api/v1/sandboxes/idle-%d/files?path=/root/file", s.address, i)
+			req, err := http.NewRequestWithContext(b.Context(), method, url, body)
+			if err != nil {
+				return err
+			}
+			req.Header.Set("Authorization", "Bearer "+key)
+			res, err := httpClient.Do(req)
+			if err != nil {
+				return err
+			}
+			defer res.Body.Close()
+			got, err := io.Copy(io.Discard, res.Body)
+			if err == nil && (method == "PUT" && res.StatusCode != http.StatusCreated || method == "GET" && got != size) {
+				err = fmt.Errorf("%s in sandbox idle-%d: %s with %d bytes", method, i, res.Status, got)
+			}
+			return err
+		})
+	}
+	return g.Wait()
 }
 
 // memory is what processes use, in MiB. A page that several processes use counts in part for each of them (Pss).
@@ -353,29 +413,35 @@ func memoryFiles(t testing.TB, pid int) (mib float64) {
 	return mib
 }
 
-// idleContainers are containers of runc in which Python waits.
+// idleContainers are containers of a program in which Python waits.
 type idleContainers struct {
-	bundle string
-	ids    []string
+	name    string
+	program containers
+	bundle  string
+	ids     []string
 }
 
-func newIdleContainers(b *testing.B) *idleContainers {
-	c := &idleContainers{bundle: ociBundle(b, "python", "python3", "-c", "import time; time.sleep(7200)")}
+// newIdleContainers returns no containers yet, of runc and of gVisor.
+func newIdleContainers(b *testing.B) []*idleContainers {
+	bundle := ociBundle(b, "python", "python3", "-c", "import time; time.sleep(7200)")
+	all := []*idleContainers{{name: "runc", program: runc, bundle: bundle}, {name: "gVisor", program: gVisor(b), bundle: bundle}}
 	b.Cleanup(func() {
-		for _, id := range c.ids {
-			if err := runc.do("delete", "--force", id); err != nil {
-				b.Error(err)
+		for _, c := range all {
+			for _, id := range c.ids {
+				if err := c.program.do("delete", "--force", id); err != nil {
+					b.Error(err)
+				}
 			}
 		}
 	})
-	return c
+	return all
 }
 
 // grow starts containers until there are n.
 func (c *idleContainers) grow(n int) error {
 	for len(c.ids) < n {
 		id := newContainer()
-		if err := runc.do("run", "--detach", "--bundle", c.bundle, id); err != nil {
+		if err := c.program.do("run", "--detach", "--bundle", c.bundle, id); err != nil {
 			return err
 		}
 		c.ids = append(c.ids, id)
@@ -383,19 +449,32 @@ func (c *idleContainers) grow(n int) error {
 	return nil
 }
 
-// pids returns the pids of the containers' processes, each of which is the only one in its container.
+// pids returns the pids of all processes in the cgroups of the containers. Each container has a cgroup with its name.
 func (c *idleContainers) pids(t testing.TB) (pids []int) {
 	t.Helper()
-	for _, id := range c.ids {
-		out, err := exec.Command("runc", "state", id).Output()
-		var state struct{ Pid int }
-		if err == nil {
-			err = json.Unmarshal(out, &state)
+	paths, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{} // the containers
+	for _, path := range paths {
+		text, _ := os.ReadFile(path) // other processes may end meanwhile
+		for line := range strings.Lines(string(text)) {
+			id := filepath.Base(strings.TrimSpace(line))
+			if !slices.Contains(c.ids, id) {
+				continue
+			}
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[id] = true
+			pids = append(pids, pid)
+			break
 		}
-		if err != nil {
-			t.Fatalf("runc state: %v: %s", err, out)
-		}
-		pids = append(pids, state.Pid)
+	}
+	if len(seen) != len(c.ids) {
+		t.Fatalf("%d of %d containers of %s have processes", len(seen), len(c.ids), c.name)
 	}
 	return pids
 }

@@ -31,7 +31,7 @@ var plots = []chart{
 	{name: "start", benchmark: "start", title: "From the request to the result of the first run", x: "time in ms", y: "route and first run"},
 	{
 		name: "density", benchmark: "density", title: "Memory of an idle sandbox in which Python runs", x: "sandboxes", y: "MiB for each (Pss)",
-		lines: []string{"memory of a sandbox", "of that, machine code that the emulator has made", "runc: memory of a container"},
+		lines: []string{"memory of a sandbox", "of that, machine code that the emulator has made", "runc: memory of a container", "gVisor: memory of a container"},
 	},
 	{
 		name: "sandboxes", benchmark: "density", title: "Time of operations while sandboxes run", x: "sandboxes", y: "time in ms (p50)", log: true,
