@@ -134,8 +134,8 @@ func TestDaemonKillDuringClone(t *testing.T) {
 	// What the kills left is noticed when the server closes.
 }
 
-// TestDaemonKillDuringTemplateBuild kills the server while it builds a template. The next server removes what is left of the
-// build, and builds the template.
+// TestDaemonKillDuringTemplateBuild kills the server while it builds a template, and restarts the host during the next build. The
+// server removes what is left of each build, and builds the template.
 func TestDaemonKillDuringTemplateBuild(t *testing.T) {
 	if hypervisorSettings["hypervisor"] == "kata" {
 		t.Log("Kata's own driver has no templates")
@@ -146,22 +146,20 @@ func TestDaemonKillDuringTemplateBuild(t *testing.T) {
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	builds := func(suffix string) []string {
-		found, err := filepath.Glob(filepath.Join(s.runDir, "vm", "template-*", suffix))
-		if err != nil {
+	for _, end := range []func(t *testing.T){func(*testing.T) { s.kill() }, s.rebootHost} {
+		build := s.waitForTemplateBuild(t)
+		disk := filepath.Join(s.state(), "disks", "sandboxes", filepath.Base(build))
+		if _, err := os.Stat(disk); err != nil {
+			t.Error(err)
+		}
+		end(t)
+		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		return found
-	}
-	until(t, "the build to begin", func() bool { return len(builds("state.json")) > 0 })
-	left := builds("")
-	s.kill()
-	if err := s.start(); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range left {
-		if _, err := os.Stat(dir); err == nil {
-			t.Errorf("%s is left of the build", dir)
+		for _, path := range []string{build, disk} {
+			if _, err := os.Stat(path); err == nil {
+				t.Errorf("%s is left of the build", path)
+			}
 		}
 	}
 	if err := s.waitForTemplates(1); err != nil {
@@ -169,6 +167,35 @@ func TestDaemonKillDuringTemplateBuild(t *testing.T) {
 	}
 	if from := s.startFrom(t, s.newKey(t), "box", "microsandbox/python"); from != "template" {
 		t.Errorf("a sandbox was started from %q, want template", from)
+	}
+}
+
+// rebootHost leaves of the server, which has no sandboxes, what a restart of the host leaves: the state directory. The
+// processes end, and the run directory and the cgroups are gone.
+func (s *server) rebootHost(t *testing.T) {
+	t.Helper()
+	s.kill()
+	var pids []int
+	for _, program := range []string{"containerd", qemu} {
+		pids = append(pids, processes(program, s.dir+"/")...)
+	}
+	signalAll(t, pids, syscall.SIGKILL)
+	ids, err := filepath.Glob(filepath.Join(s.runDir, "vm", "template-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range ids {
+		id := filepath.Base(dir)
+		until(t, "the end of the cgroups of "+id, func() bool { // when its processes have ended
+			groups := findPaths("/sys/fs/cgroup", func(path string) bool { return strings.Contains(path, id) })
+			for _, group := range groups {
+				_ = os.Remove(group)
+			}
+			return len(groups) == 0
+		})
+	}
+	if err := os.RemoveAll(s.runDir); err != nil {
+		t.Fatal(err)
 	}
 }
 

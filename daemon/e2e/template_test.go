@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -96,6 +97,22 @@ func TestClonesDiffer(t *testing.T) {
 		}
 		running.Wait()
 	}
+}
+
+// waitForTemplateBuild waits until the server builds a template, and returns the directory of its microVM.
+func (s *server) waitForTemplateBuild(t testing.TB) (dir string) {
+	t.Helper()
+	until(t, "the build of a template to begin", func() bool {
+		found, err := filepath.Glob(filepath.Join(s.runDir, "vm", "template-*", "state.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) > 0 {
+			dir = filepath.Dir(found[0])
+		}
+		return len(found) > 0
+	})
+	return dir
 }
 
 // hasTemplate reports whether sandboxes of the image start from a template. It starts one to find out.
