@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,11 @@ func TestFullDisk(t *testing.T) {
 	key := s.newKey(t, "--name", "first")
 	keys := map[string]string{"first": key, "second": s.newKey(t, "--name", "second"), "third": s.newKey(t, "--name", "third")}
 	live := map[string]bool{"first": true, "second": true, "third": true}
+
+	templates := hypervisorSettings["hypervisor"] != "kata" // Kata's own driver has none
+	if templates {
+		s.failTemplateBuild(t, disk)
+	}
 
 	// Each sandbox writes whenever there is room.
 	const fill = "while :; do cat /dev/zero >>/fill; done"
@@ -89,6 +95,41 @@ func TestFullDisk(t *testing.T) {
 	s.wantAuditIntact(t)
 	if list := s.list(); len(list) != 0 {
 		t.Errorf("the sandboxes %v are left", list)
+	}
+	if templates {
+		until(t, "the template", func() bool { return storedTemplates(disk) == 1 })
+	}
+}
+
+// failTemplateBuild fills most of the disk of the state directory while the template of the Python image is built, so that there
+// is no room for it, and frees the space when the build has failed.
+func (s *server) failTemplateBuild(t *testing.T, disk string) {
+	t.Helper()
+	s.waitForTemplateBuild(t)
+	other, err := os.Create(filepath.Join(disk, "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	var st unix.Statfs_t
+	if err := unix.Statfs(disk, &st); err != nil {
+		t.Fatal(err)
+	}
+	const left = 40 << 20
+	if err := unix.Fallocate(int(other.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-left); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the build to fail", func() bool { return strings.Contains(s.log.String(), "could not build a template") })
+	for line := range strings.Lines(s.log.String()) {
+		if strings.Contains(line, "could not build a template") && !strings.Contains(line, "no space left on device") {
+			t.Errorf("the log does not say why the build has failed: %s", line)
+		}
+	}
+	if storedTemplates(disk) != 0 {
+		t.Error("a template was stored on a disk that has no room for it")
+	}
+	if err := os.Remove(other.Name()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -64,17 +64,17 @@ func makeSeed() (state string, err error) {
 
 // waitForTemplates waits until the server has built the templates of n images for sandboxes of the default size.
 func (s *server) waitForTemplates(n int) error {
-	for deadline := time.Now().Add(hung); s.templates() < n; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hung); storedTemplates(s.state()) < n; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("there are %d templates, want %d:\n%s", s.templates(), n, s.log)
+			return fmt.Errorf("there are %d templates, want %d:\n%s", storedTemplates(s.state()), n, s.log)
 		}
 	}
 	return nil
 }
 
-// templates returns the number of complete templates for sandboxes of the default size.
-func (s *server) templates() (n int) {
-	files, _ := filepath.Glob(filepath.Join(s.state(), "templates", "*", "meta.json"))
+// storedTemplates returns the number of complete templates for sandboxes of the default size in a state directory.
+func storedTemplates(state string) (n int) {
+	files, _ := filepath.Glob(filepath.Join(state, "templates", "*", "meta.json"))
 	for _, file := range files {
 		var meta struct{ Keep bool }
 		data, err := os.ReadFile(file)
