@@ -150,9 +150,9 @@ bin/cache/kernel.deb:
 	cd $(@D)/deb; apt-get download -qq -o APT::Sandbox::User=root "$$package"
 	@mv $(@D)/deb/*.deb $@; rmdir $(@D)/deb; touch $@
 
-$(GUEST) &: bin/cache/kernel.deb bin/msb-agent bin/msb-portal $(MKGUEST)
+$(GUEST) &: bin/cache/kernel.deb bin/msb-agent $(MKGUEST)
 	@echo "Building bin/guest: kernel and initramfs"
-	@$(GO) run ./daemon/cmd/msb-mkguest --kernel-deb bin/cache/kernel.deb --agent bin/msb-agent --portal bin/msb-portal --out bin/guest
+	@$(GO) run ./daemon/cmd/msb-mkguest --kernel-deb bin/cache/kernel.deb --agent bin/msb-agent --out bin/guest
 	@touch $(GUEST)
 
 MKIMAGE_RUN = $(GO) run ./daemon/cmd/msb-mkimage --out bin/images --cache bin/cache

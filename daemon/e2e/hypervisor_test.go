@@ -87,7 +87,7 @@ func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 				// With the host's Kata, the portal is bind-mounted from the host, because the guest may not contain it. Otherwise,
 				// also if the host's configuration names msbd's hypervisor service, it is mounted from the file system of msbd's guest.
 				mounts := s.command(t, key, "guest", "cat", "/proc/self/mountinfo").text("stdout")
-				if fromGuest := strings.Contains(mounts, " /msb-portal /.msb-portal "); fromGuest == (name == "the host's Kata" && hypervisorSettings != nil) {
+				if fromGuest := strings.Contains(mounts, " /init /.msb-portal "); fromGuest == (name == "the host's Kata" && hypervisorSettings != nil) {
 					t.Errorf("with %s, the portal is the one of msbd's guest: %t:\n%s", name, fromGuest, mounts)
 				}
 			})

@@ -13,16 +13,13 @@ const (
 	typeDir  = 0o040000
 	typeFile = 0o100000
 	typeChar = 0o020000
+	typeLink = 0o120000
 )
 
 // buildInitrd returns the initramfs. It is not compressed, because an emulated processor boots no faster with LZ4 or
 // zstd. The agent loads the modules in the given order.
-func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
+func buildInitrd(agent string, modules []module) ([]byte, error) {
 	agentELF, err := readStatic(agent)
-	if err != nil {
-		return nil, err
-	}
-	portalELF, err := readStatic(portal)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +31,7 @@ func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
 	ar.addDevice("dev/console", 0o600, 5, 1)
 	ar.addDevice("dev/null", 0o666, 1, 3)
 	ar.add("init", typeFile|0o755, agentELF)
-	ar.add("msb-portal", typeFile|0o755, portalELF)
+	ar.add("msb-portal", typeLink|0o777, []byte("init"))
 	ar.addModules(modules)
 	return ar.finish(), nil
 }

@@ -1,7 +1,7 @@
 // Command msb-mkguest builds the uncompressed kernel and the initramfs that every microVM boots.
 //
-// It extracts the kernel and its modules from a Debian cloud kernel package, adds the guest agent as /init and the
-// portal as /msb-portal, and writes DIR/vmlinux and DIR/initrd.img. The same input gives the same bytes. It is a build
+// It extracts the kernel and its modules from a Debian cloud kernel package, adds the guest agent as /init, with the
+// link /msb-portal to it, and writes DIR/vmlinux and DIR/initrd.img. The same input gives the same bytes. It is a build
 // tool and is not used on a server.
 package main
 
@@ -15,20 +15,19 @@ import (
 func main() {
 	deb := flag.String("kernel-deb", "", "Debian package linux-image-*-cloud-amd64 (not the metapackage)")
 	agent := flag.String("agent", "", "static msb-agent binary")
-	portal := flag.String("portal", "", "static msb-portal binary")
 	out := flag.String("out", "", "directory to write vmlinux and initrd.img to")
 	flag.Parse()
-	if *deb == "" || *agent == "" || *portal == "" || *out == "" || flag.NArg() > 0 {
+	if *deb == "" || *agent == "" || *out == "" || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := run(*deb, *agent, *portal, *out); err != nil {
+	if err := run(*deb, *agent, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "msb-mkguest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(deb, agent, portal, out string) error {
+func run(deb, agent, out string) error {
 	pkg, err := openKernelPackage(deb)
 	if err != nil {
 		return err
@@ -41,7 +40,7 @@ func run(deb, agent, portal, out string) error {
 	if err != nil {
 		return err
 	}
-	initrd, err := buildInitrd(agent, portal, modules)
+	initrd, err := buildInitrd(agent, modules)
 	if err != nil {
 		return err
 	}

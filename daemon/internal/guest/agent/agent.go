@@ -35,12 +35,15 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
-// Main runs the agent, or the child that prepares a container's process (see container.RunIfChild). It never returns.
-func Main() {
+// initName is the name by which the kernel starts the init process.
+const initName = "/init"
+
+// RunIfInit runs the agent if this process is the guest's init process. If it is the child that prepares a container's process, it
+// runs that (see container.RunIfChild). In both cases it never returns. Otherwise it does nothing. It must be called first in main.
+func RunIfInit() {
 	container.RunIfChild()
-	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "msb-agent is the init process of a microVM's guest and runs only as PID 1")
-		os.Exit(2)
+	if os.Getpid() != 1 || os.Args[0] != initName {
+		return
 	}
 	err := run()
 	slog.New(slog.NewTextHandler(os.Stderr, nil)).Error("agent failed, powering off", "err", err)

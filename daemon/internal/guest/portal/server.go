@@ -1,7 +1,7 @@
 // Package portal is the helper inside each sandbox. It runs code and commands for msbd.
 //
 // Serve is the container's main process. msbd reaches it over connections that the guest's agent hands over (see handedOver).
-// With Kata's own driver, it does so over bridges (Connect). Only cmd/msb-portal imports this package.
+// With Kata's own driver, it does so over bridges (Connect). Only the programs msb-portal and msb-agent import this package.
 //
 // The portal obeys only msbd. A process of the sandbox must not start processes through the portal, nor replace msbd's
 // connection, because it may have given up root, which the portal has. It cannot reach the agent's socket, and as a bridge it
