@@ -172,7 +172,9 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
 		// boundary in any case. Without erms, kernels and programs copy and clear memory with instructions of 8 or
 		// more bytes, instead of with one that QEMU emulates byte by byte: that is 4 to 6 times as fast. With
-		// norandmaps, a program is at the same addresses each time, so QEMU needs to translate it only once.
+		// norandmaps, a program is at the same addresses each time, so QEMU needs to translate it only once. The kernel's
+		// statistics about pressure take time at each switch between threads. An emulator gains nothing from huge pages, and
+		// needs long to clear one.
 		//
 		// Linux does not boot with fsrm but without erms. QEMU emulates fsrm since some version between 7.2 and 10.
 		//
@@ -181,7 +183,7 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 		// hangs. If all processors share one thread of QEMU, guests do not hang, but some phases are many times slower.
 		// (QEMU 10 did not hang.)
 		processors = 1
-		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off norandmaps"+tscArgument()
+		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off norandmaps psi=0 transparent_hugepage=madvise"+tscArgument()
 	}
 	size, machine := strconv.Itoa(st.guestMemoryMiB())+"M", "q35,usb=off,sata=off,smbus=off,vmport=off"
 	var options []string
@@ -197,7 +199,9 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 			// At loglevel 1 the kernel prints only panics. At a lower level it would not even print those.
 			"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"+
 				// Skip the timer check, which can fail on a busy host, and probe only the one PCI bus that there is.
-				" no_timer_check pci=lastbus=0"+kernelArgs)
+				" no_timer_check pci=lastbus=0"+
+				// The other security modules have no rules in a guest, but are asked at many system calls.
+				" lsm=landlock,yama"+kernelArgs)
 	}
 	return append([]string{
 		s.cfg.QEMU, "-name", st.ID,
@@ -224,7 +228,8 @@ func (s *Service) qemuCommand(st state, mem memory) []string {
 		// If the host's disk is full, the guest gets an error. By default QEMU would stop the VM.
 		"-device", "virtio-blk-pci,drive=upper,serial=" + upperSerial + ",werror=report,rerror=report,discard=on",
 		"-netdev", "tap,id=network,fd=" + strconv.Itoa(tapFD),
-		"-device", "virtio-net-pci,netdev=network,mac=" + portalport.GuestMAC + ",romfile=,rx_queue_size=1024",
+		// A guest that was restored need not announce its address, which is the same in each network.
+		"-device", "virtio-net-pci,netdev=network,mac=" + portalport.GuestMAC + ",romfile=,rx_queue_size=1024,guest_announce=off",
 	}, options...)
 }
 

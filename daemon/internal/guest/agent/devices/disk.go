@@ -3,6 +3,7 @@ package devices
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,6 +62,19 @@ func FindDiskBySerial(ctx context.Context, serial string) (file string, err erro
 		return "", fmt.Errorf("disk with the serial number %s: %w", serial, err)
 	}
 	return file, nil
+}
+
+// Unschedule makes the kernel pass the requests for a disk to the host as they come. By default it sorts and delays them, as is good
+// for a disk that one machine has for itself. disk is the device file.
+func Unschedule(disk string) error {
+	queue := filepath.Join(sysBlock, filepath.Base(disk), "queue")
+	for _, setting := range [][2]string{{"scheduler", "none"}, {"wbt_lat_usec", "0"}} {
+		err := os.WriteFile(filepath.Join(queue, setting[0]), []byte(setting[1]), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // the kernel may not have it
+			return fmt.Errorf("set up the queue of a disk: %w", err)
+		}
+	}
+	return nil
 }
 
 // sysBlock is the directory in sysfs that lists the disks.

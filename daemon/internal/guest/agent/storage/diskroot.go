@@ -37,9 +37,9 @@ func (s *Set) DiskRoot(ctx context.Context) (root string, mountPoints []string, 
 	mountPoints, err = s.add([]request{
 		{diskImage, func(st *storage) error { return mountDisk(ctx, st, imageSerial, "erofs", []string{"ro"}) }},
 		{diskUpper, func(st *storage) error {
-			// The file system ends with the sandbox, so do not initialize inode tables that nobody has used. With
-			// discard, the host gets back the space of removed files.
-			return mountDisk(ctx, st, upperSerial, "ext4", []string{"noinit_itable", "discard"})
+			// The file system ends with the sandbox, so neither initialize inode tables that nobody has used nor read the bitmaps of
+			// all blocks in advance. With discard, the host gets back the space of removed files.
+			return mountDisk(ctx, st, upperSerial, "ext4", []string{"noinit_itable", "no_prefetch_block_bitmaps", "discard"})
 		}},
 		{diskRoot, func(st *storage) error {
 			if err := makeUpper(); err != nil {
@@ -57,6 +57,9 @@ func (s *Set) DiskRoot(ctx context.Context) (root string, mountPoints []string, 
 // mountDisk waits for the disk with a serial number and mounts its file system.
 func mountDisk(ctx context.Context, s *storage, serial, fstype string, options []string) error {
 	disk, err := devices.FindDiskBySerial(ctx, serial)
+	if err == nil {
+		err = devices.Unschedule(disk)
+	}
 	if err != nil {
 		return err
 	}
