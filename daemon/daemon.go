@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/msbd/msbd/daemon/internal/backend"
+	"github.com/msbd/msbd/daemon/internal/backend/kata"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/serve/localsock"
@@ -86,7 +87,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
-		return machines.Run(machinesCtx, manager.AdmitTemplate, func(ctx context.Context) error {
+		return machines.Run(machinesCtx, kata.TemplateBuilder{Admit: manager.AdmitTemplate, Rehearse: manager.RehearseTemplate}, func(ctx context.Context) error {
 			st.setState(recovering)
 			if err := recoverSandboxes(ctx, manager, machines, st); err != nil {
 				return err

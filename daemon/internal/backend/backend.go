@@ -179,9 +179,9 @@ func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, 
 }
 
 // Run adopts the microVMs and the containerd of an earlier server, starts containerd if none is running, and supervises
-// them until ctx ends. It calls ready once, when Runtime and Images are usable. After that, it builds templates, each when admit
-// allows it. It returns early if ready or a component returns an error. Sandboxes and containerd keep running after Run returns.
-func (b *Backend) Run(ctx context.Context, admit kata.Admit, ready func(context.Context) error) error {
+// them until ctx ends. It calls ready once, when Runtime and Images are usable. After that, it builds templates. It returns early
+// if ready or a component returns an error. Sandboxes and containerd keep running after Run returns.
+func (b *Backend) Run(ctx context.Context, templates kata.TemplateBuilder, ready func(context.Context) error) error {
 	found, err := b.vms.Recover(ctx)
 	if err != nil {
 		// Not fatal: removing the sandbox tries again, and a VM that cannot be removed does not affect the others.
@@ -203,7 +203,7 @@ func (b *Backend) Run(ctx context.Context, admit kata.Admit, ready func(context.
 		if err := ready(ctx); err != nil {
 			return err
 		}
-		b.kata.BuildTemplates(ctx, admit)
+		b.kata.BuildTemplates(ctx, templates)
 		return nil
 	})
 	return g.Wait()

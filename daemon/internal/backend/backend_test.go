@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -45,9 +46,10 @@ func newConfig(t *testing.T) config.Config {
 	return cfg
 }
 
-// admitAll admits all builds of templates.
-func admitAll(ctx context.Context, _ int) (context.Context, func(), error) {
-	return ctx, func() {}, nil
+// templates admits all builds of templates.
+var templates = kata.TemplateBuilder{
+	Admit:    func(ctx context.Context, _ int) (context.Context, func(), error) { return ctx, func() {}, nil },
+	Rehearse: func(_ context.Context, conn io.ReadWriteCloser, _ string) error { return conn.Close() },
 }
 
 func TestRun(t *testing.T) {
@@ -57,7 +59,7 @@ func TestRun(t *testing.T) {
 	}
 	defer b.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	err = b.Run(ctx, admitAll, func(ctx context.Context) error {
+	err = b.Run(ctx, templates, func(ctx context.Context) error {
 		defer cancel()
 		if containerd, kata, err := b.Versions(ctx); containerd == "" || kata == "" || err != nil {
 			t.Errorf("Versions = %q, %q, %v", containerd, kata, err)
@@ -90,7 +92,7 @@ func TestRunReturnsErrorOfReady(t *testing.T) {
 	}
 	defer b.Close()
 	want := errors.New("not ready")
-	if err := b.Run(t.Context(), admitAll, func(context.Context) error { return want }); !errors.Is(err, want) {
+	if err := b.Run(t.Context(), templates, func(context.Context) error { return want }); !errors.Is(err, want) {
 		t.Errorf("Run: %v", err)
 	}
 	if err := b.Stop(t.Context()); err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/msbd/msbd/daemon/internal/backend/kata"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -24,7 +25,7 @@ func TestRuntimeContract(t *testing.T) {
 	}
 	defer b.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	err = b.Run(ctx, admitAll, func(ctx context.Context) error {
+	err = b.Run(ctx, templates, func(ctx context.Context) error {
 		defer cancel()
 		images, err := b.Images.Import(ctx, filepath.Join(cfg.LibDir, "images", "python.tar"), nil)
 		if err != nil {
@@ -39,11 +40,11 @@ func TestRuntimeContract(t *testing.T) {
 		building, stop := context.WithTimeout(ctx, time.Minute)
 		defer stop()
 		asked := 0
-		b.kata.BuildTemplates(building, func(_ context.Context, memoryMiB int) (context.Context, func(), error) {
+		b.kata.BuildTemplates(building, kata.TemplateBuilder{Admit: func(_ context.Context, memoryMiB int) (context.Context, func(), error) {
 			stop()
 			asked = memoryMiB
 			return nil, nil, errors.New("there is no memory")
-		})
+		}})
 		left, err := b.disks.IDs()
 		for _, id := range append(left, b.vms.IDs()...) {
 			if strings.HasPrefix(id, "template-") {

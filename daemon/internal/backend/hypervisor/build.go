@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,11 +20,18 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/control"
 )
 
-// templateContainerID is the id of the container in a template. By it the guest's agent recognizes, in a clone, that the next
-// container takes over this one (guest/agent/adopt.go).
-const templateContainerID = "template"
+// The ids of the container in a template. By them the guest's agent recognizes, in a clone, that the next container takes over
+// this one (guest/agent/adopt.go). It has the second one after the rehearsal.
+const (
+	templateContainerID  = "template-1"
+	rehearsedContainerID = "template-2"
+)
 
-// hangUp is how long a guest has to notice that msbd has disconnected from its agent, before it is saved. A guest that has not
+// Rehearse makes a call of the portal at the other end of conn, and closes conn. program is the path of the portal's program in the
+// container.
+type Rehearse func(ctx context.Context, conn io.ReadWriteCloser, program string) error
+
+// hangUp is how long a guest has to notice that msbd has disconnected from its agent and its portal, before it is saved. A guest that has not
 // noticed it by then drops the connection when it gets its token.
 const hangUp = 300 * time.Millisecond
 
@@ -43,9 +51,12 @@ func (s *Service) RemoveOldTemplates() { s.templates.removeOld() }
 func (s *Service) PruneTemplates(keep []string) { s.templates.prune(keep) }
 
 // BuildTemplate builds the template for spec, and replaces an older one. If there is no place for it, BuildTemplate returns
-// ErrTemplatesInUse. It starts a VM with the id and the disks of spec. No other VM may have this id or these disks. The writable
-// disk must be empty. The caller must call Remove for the VM, also after an error, and remove the disks.
-func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
+// ErrTemplatesInUse. Before the VM is saved, it does with rehearse and by itself what the start of a sandbox and its first call do.
+// So a clone does not need to do what a program does only the first time.
+//
+// BuildTemplate starts a VM with the id and the disks of spec. No other VM may have this id or these disks. The writable disk must
+// be empty. The caller must call Remove for the VM, also after an error, and remove the disks.
+func (s *Service) BuildTemplate(ctx context.Context, spec Spec, rehearse Rehearse) (err error) {
 	key, host, err := s.templateKey(spec)
 	if err != nil {
 		return fmt.Errorf("build a template: %w", err)
@@ -84,23 +95,19 @@ func (s *Service) BuildTemplate(ctx context.Context, spec Spec) (err error) {
 		t.memory.Close()
 		return err
 	}
-	if err := s.fillTemplate(ctx, m, spec, place, t); err != nil {
+	if err := s.fillTemplate(ctx, m, spec, place, t, rehearse); err != nil {
 		t.close()
 		return err
 	}
 	return nil
 }
 
-// fillTemplate boots the VM m, creates the container of spec in it, waits until the portal is ready, and saves the VM to t. Then
-// it calls storeTemplate. On error, t belongs to the caller.
-func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, place *knownTemplate, t *template) error {
+// fillTemplate boots the VM m, prepares it, and saves it to t. Then it calls storeTemplate. On error, t belongs to the caller.
+func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, place *knownTemplate, t *template, rehearse Rehearse) error {
 	if err := s.boot(ctx, m, memory{file: t.memory}); err != nil {
 		return err
 	}
-	if err := createContainer(ctx, filepath.Join(m.dir, agentSocket), spec.Container); err != nil {
-		return err
-	}
-	if err := s.withControl(ctx, m, func(agent *control.Client) error { return agent.AwaitPortal(ctx) }); err != nil {
+	if err := s.prepareTemplate(ctx, m, spec, rehearse); err != nil {
 		return err
 	}
 	select {
@@ -120,6 +127,35 @@ func (s *Service) fillTemplate(ctx context.Context, m *machine, spec Spec, place
 		return err
 	}
 	return s.storeTemplate(ctx, spec, place, t)
+}
+
+// prepareTemplate creates the container of spec in the guest of m, waits until the portal is ready, and rehearses the start of a
+// sandbox.
+func (s *Service) prepareTemplate(ctx context.Context, m *machine, spec Spec, rehearse Rehearse) error {
+	conn, err := net.Dial("unix", filepath.Join(m.dir, agentSocket))
+	if err != nil {
+		return fmt.Errorf("connect to the guest's agent: %w", err)
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	if err := createContainer(ctx, client, templateContainerID, spec.Container); err != nil {
+		return err
+	}
+	if err := s.withControl(ctx, m, func(agent *control.Client) error { return agent.AwaitPortal(ctx) }); err != nil {
+		return err
+	}
+	if err := createContainer(ctx, client, rehearsedContainerID, spec.Container); err != nil {
+		return err
+	}
+	// The shim waits for these two events as long as the sandbox runs.
+	agent := pb.NewAgentServiceClient(client)
+	go agent.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: rehearsedContainerID, ExecId: rehearsedContainerID})
+	go agent.GetOOMEvent(ctx, &pb.GetOOMEventRequest{})
+	portal, err := s.dialPortal(ctx, m.ID, "")
+	if err != nil {
+		return err
+	}
+	return rehearse(ctx, portal, spec.Container.Process.Args[0])
 }
 
 // storeTemplate stores t in its place and makes it usable, and t belongs to s.templates. On error, t belongs to the caller.
@@ -155,27 +191,26 @@ func (m *machine) quit(ctx context.Context, monitor *monitor) error {
 	return nil
 }
 
-// createContainer creates a sandbox and its container, with the same calls of the guest's agent as Kata's shim. socket is the
-// path of QEMU's socket for the agent's port.
-func createContainer(ctx context.Context, socket string, container *specs.Spec) error {
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		return fmt.Errorf("connect to the guest's agent: %w", err)
-	}
-	client := ttrpc.NewClient(conn)
-	defer client.Close()
-	agent := pb.NewAgentServiceClient(client)
+// createContainer creates a sandbox and its container with an id, with the same calls of the guest's agent as Kata's shim.
+func createContainer(ctx context.Context, client *ttrpc.Client, id string, container *specs.Spec) error {
 	spec, err := agentSpec(container)
 	if err != nil {
 		return err
 	}
-	if _, err := agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{SandboxId: templateContainerID, Hostname: container.Hostname}); err != nil {
+	agent := pb.NewAgentServiceClient(client)
+	if _, err := pb.NewHealthClient(client).Check(ctx, &pb.CheckRequest{}); err != nil {
+		return fmt.Errorf("check the guest's agent: %w", err)
+	}
+	if _, err := agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{SandboxId: id, Hostname: container.Hostname}); err != nil {
 		return fmt.Errorf("create the sandbox in the guest: %w", err)
 	}
-	if _, err := agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: templateContainerID, ExecId: templateContainerID, OCI: spec}); err != nil {
+	if _, err := agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec}); err != nil {
 		return fmt.Errorf("create the container in the guest: %w", err)
 	}
-	if _, err := agent.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: templateContainerID}); err != nil {
+	if _, err := agent.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true, MemHotplugProbe: true}); err != nil {
+		return fmt.Errorf("ask the guest for its details: %w", err)
+	}
+	if _, err := agent.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: id}); err != nil {
 		return fmt.Errorf("start the container in the guest: %w", err)
 	}
 	return nil

@@ -3,6 +3,7 @@ package hypervisor
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -16,6 +17,8 @@ import (
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // makeDisks makes disks for VM id: an image with empty directories, and an empty disk.
@@ -118,8 +121,16 @@ func TestTemplate(t *testing.T) {
 		t.Fatalf("there is a template of %v, %v", built, err)
 	}
 	start := time.Now()
-	if err := h.BuildTemplate(t.Context(), build); err != nil {
+	var rehearsed []string
+	err := h.BuildTemplate(t.Context(), build, func(ctx context.Context, conn io.ReadWriteCloser, program string) error {
+		rehearsed = append(rehearsed, program)
+		return rehearse(ctx, conn, program)
+	})
+	if err != nil {
 		t.Fatalf("%v\n%s", err, h.log)
+	}
+	if len(rehearsed) != 1 || rehearsed[0] != build.Container.Process.Args[0] {
+		t.Errorf("rehearsed with %q", rehearsed)
 	}
 	t.Logf("built in %v", time.Since(start))
 	if err := h.Remove(t.Context(), id); err != nil {
@@ -174,6 +185,15 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// rehearse makes a call of the portal.
+func rehearse(ctx context.Context, conn io.ReadWriteCloser, _ string) error {
+	portal, err := portalclient.New(ctx, conn, nil)
+	if err != nil {
+		return err
+	}
+	return portal.Close()
+}
+
 // The id of a VM whose template cannot be built is free again, and nothing remains of it.
 func TestTemplateBuildFails(t *testing.T) {
 	cfg := newConfig(t)
@@ -182,7 +202,7 @@ func TestTemplateBuildFails(t *testing.T) {
 	id := newVM(t, cfg)
 	spec := diskSpec(t, cfg, id)
 	spec.Container.Process.Cwd = "/missing\x00"
-	wantError(t, h.BuildTemplate(t.Context(), spec), "build a template", "start the container in the guest")
+	wantError(t, h.BuildTemplate(t.Context(), spec, rehearse), "build a template", "start the container in the guest")
 	if err := h.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}

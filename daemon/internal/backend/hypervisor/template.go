@@ -500,14 +500,15 @@ func copyData(ctx context.Context, to, from *os.File) (size int64, checksum stri
 }
 
 // hostKey returns a hash of what all templates depend on: QEMU, the guest's kernel and initramfs, the accelerator, and the last
-// start of the host. After a start, the host may have another kernel or another processor.
+// start of the host. After a start, the host may have another kernel or another processor. The number at the beginning is for
+// changes of how templates are built.
 func hostKey(cfg Config) (string, error) {
 	sum := sha256.New()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", err
 	}
-	fmt.Fprintf(sum, "1\n%s\n%s\n", boot, cfg.Accelerator)
+	fmt.Fprintf(sum, "2\n%s\n%s\n", boot, cfg.Accelerator)
 	for _, path := range []string{cfg.QEMU, cfg.Kernel, cfg.Initrd} {
 		id, err := identify(path)
 		if err != nil {

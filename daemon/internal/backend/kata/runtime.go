@@ -72,7 +72,7 @@ type VMs interface {
 	// none.
 	TemplateBuilt(vm hypervisor.Spec) (time.Time, error)
 	// BuildTemplate builds the template of which the microVM can be a clone. The caller must call Remove, also after an error.
-	BuildTemplate(ctx context.Context, vm hypervisor.Spec) error
+	BuildTemplate(ctx context.Context, vm hypervisor.Spec, rehearse hypervisor.Rehearse) error
 	// RemoveOldTemplates removes the templates that are too old to be used.
 	RemoveOldTemplates()
 	// IDs returns the ids of the microVMs that the service runs or has not removed completely.

@@ -37,6 +37,12 @@ const (
 // end when the build has ended.
 type Admit func(ctx context.Context, memoryMiB int) (_ context.Context, end func(), err error)
 
+// A TemplateBuilder says when templates are built, and how.
+type TemplateBuilder struct {
+	Admit    Admit
+	Rehearse hypervisor.Rehearse
+}
+
 // notAdmitted is the error of Admit.
 type notAdmitted struct{ error }
 
@@ -155,7 +161,7 @@ func (r *Runtime) KeepTemplate(image containerd.Image, t sandbox.Template) {
 // BuildTemplates builds the templates that are wanted and missing, one at a time, until ctx ends. It also builds those again
 // that are too old, or that were removed because they were damaged or their clones failed. While a template is missing,
 // sandboxes boot.
-func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
+func (r *Runtime) BuildTemplates(ctx context.Context, builder TemplateBuilder) {
 	for {
 		wait := templateCheck
 		r.VMs.RemoveOldTemplates()
@@ -163,7 +169,7 @@ func (r *Runtime) BuildTemplates(ctx context.Context, admit Admit) {
 			wait = removeRetry
 		}
 		for _, t := range r.templates.due(time.Now(), r.MaxTemplates) {
-			err := r.buildTemplate(ctx, t, admit)
+			err := r.buildTemplate(ctx, t, builder)
 			if ctx.Err() != nil {
 				return
 			}
@@ -214,7 +220,7 @@ func (r *Runtime) recordBuild(t *wantedTemplate, err error) (again time.Duration
 
 // buildTemplate builds the template for sandboxes of kind t, unless there is one that is not too old. If a sandbox needs the memory,
 // the error wraps sandbox.ErrGivenUp.
-func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Admit) (err error) {
+func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, builder TemplateBuilder) (err error) {
 	image, err := r.Image(ctx, t.Image)
 	if err != nil {
 		return err
@@ -236,7 +242,7 @@ func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Ad
 	if err != nil || !built.IsZero() {
 		return err
 	}
-	admitted, end, err := admit(ctx, t.MemoryMiB)
+	admitted, end, err := builder.Admit(ctx, t.MemoryMiB)
 	if err != nil {
 		return notAdmitted{err}
 	}
@@ -247,7 +253,7 @@ func (r *Runtime) buildTemplate(ctx context.Context, t *wantedTemplate, admit Ad
 		end() // now its memory is free
 	}()
 	start := time.Now()
-	if err := r.VMs.BuildTemplate(admitted, vm); err != nil {
+	if err := r.VMs.BuildTemplate(admitted, vm, builder.Rehearse); err != nil {
 		if admitted.Err() != nil {
 			err = errors.Join(context.Cause(admitted), err)
 		}

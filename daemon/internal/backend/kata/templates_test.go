@@ -134,7 +134,7 @@ func TestOldTemplatesAreRemoved(t *testing.T) {
 		r.VMs = old
 		ctx, cancel := context.WithTimeout(t.Context(), 3*templateCheck+time.Second)
 		defer cancel()
-		r.BuildTemplates(ctx, nil)
+		r.BuildTemplates(ctx, TemplateBuilder{})
 		if old.removals != 4 {
 			t.Errorf("old templates were removed %d times in %s, want 4", old.removals, 3*templateCheck)
 		}
@@ -167,7 +167,7 @@ func TestRemovalOfBuildIsTriedAgain(t *testing.T) {
 		writeFile(t, filepath.Join(filepath.Dir(disks.Accounts("template-1")), "template-1", "upper.ext4"), "x")
 		ctx, cancel := context.WithCancel(t.Context())
 		var loop sync.WaitGroup
-		loop.Go(func() { r.BuildTemplates(ctx, nil) })
+		loop.Go(func() { r.BuildTemplates(ctx, TemplateBuilder{}) })
 		for i, left := range []int{1, 1, 0} {
 			time.Sleep(removeRetry - time.Second)
 			synctest.Wait()

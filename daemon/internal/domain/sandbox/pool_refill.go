@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"time"
@@ -177,8 +178,8 @@ func (p *pool) start(ctx context.Context, t Template) (*pooled, error) {
 // warm runs what the first run of a tenant is likely to need: a command, which need not exist, and code of each language that the
 // image has. It leaves the interpreters started.
 func warm(ctx context.Context, c Portal) error {
-	if err := runToEnd(c.RunCommand(ctx, Command{Program: "true"})); err != nil {
-		return fmt.Errorf("run a command in the microVM: %w", err)
+	if err := rehearseCommand(ctx, c, "true"); err != nil {
+		return err
 	}
 	languages, err := c.Warm(ctx, []Language{Python, Node})
 	if err != nil {
@@ -188,6 +189,26 @@ func warm(ctx context.Context, c Portal) error {
 		if err := runToEnd(c.RunCode(ctx, Code{Language: language, Text: "1 + 1", Rehearsal: true})); err != nil {
 			return fmt.Errorf("run code of %s in the microVM: %w", language, err)
 		}
+	}
+	return nil
+}
+
+// RehearseTemplate connects to the portal at the other end of stream, which it takes over, and runs "program version", as the first
+// call in a sandbox runs a command. program must not be one of the image, whose programs may run only in sandboxes.
+func (m *Manager) RehearseTemplate(ctx context.Context, stream io.ReadWriteCloser, program string) error {
+	c, err := m.Connect(ctx, stream, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return rehearseCommand(ctx, c, program, "version")
+}
+
+// rehearseCommand runs a command, which need not exist.
+func rehearseCommand(ctx context.Context, c Portal, program string, args ...string) error {
+	command := Command{Program: program, Args: args, Timeout: responseGrace, Environment: Config{}.environment()}
+	if err := runToEnd(c.RunCommand(ctx, command)); err != nil {
+		return fmt.Errorf("run a command in the microVM: %w", err)
 	}
 	return nil
 }

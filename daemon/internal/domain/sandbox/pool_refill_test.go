@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +37,24 @@ func TestPoolWarmsItsEntries(t *testing.T) {
 			t.Errorf("the pool did %q, and has %d entries", got, len(f.entries(t)))
 		}
 	})
+}
+
+// The rehearsal of a template runs a command, starts no interpreter, and disconnects.
+func TestRehearseTemplate(t *testing.T) {
+	f := newFixture(t)
+	var did []any
+	f.guest.OnRun = func(_ context.Context, run any) error {
+		did = append(did, run)
+		return nil
+	}
+	f.guest.OnWarm = func(context.Context, []Language) error { return errors.New("interpreters were started") }
+	msbd, portal := net.Pipe()
+	if err := f.RehearseTemplate(t.Context(), msbd, "/portal"); err != nil || len(did) != 1 || did[0].(Command).Program != "/portal" {
+		t.Errorf("the rehearsal did %v, %v, want one command", did, err)
+	}
+	if _, err := portal.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("after the rehearsal, the portal reads %v, want io.EOF", err)
+	}
 }
 
 // The pool grows with the number of starts, up to its largest size, and shrinks again.

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
@@ -10,25 +11,38 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// templateID is the id of the container of a template. A template is the saved state of a guest whose container runs, and from
-// which msbd restores the guests of sandboxes. In a restored guest, the shim creates the container of the sandbox, and the agent
-// gives it the template's container.
-const templateID = "template"
+// templatePrefix begins the id of the container of a template, and no other. A template is the saved state of a guest whose
+// container runs, and from which msbd restores the guests of sandboxes. In a restored guest, the shim creates the container of the
+// sandbox, and the agent gives it the template's container.
+const templatePrefix = "template-"
+
+// template returns the only container, if it is that of a template, or nil. The caller holds mu.
+func (a *agent) template() *containerEntry {
+	if len(a.containers) != 1 {
+		return nil
+	}
+	for id, c := range a.containers {
+		if strings.HasPrefix(id, templatePrefix) {
+			return c
+		}
+	}
+	return nil
+}
 
 // restored reports whether the guest has the container of a template.
 func (a *agent) restored() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.containers[templateID] != nil
+	return a.template() != nil
 }
 
 // adopt makes the container of a template the one that req asks for, and reports whether it has done this. It does nothing if
 // the only container is not a template's, or if req is for a root that is not on the disks. The caller holds lifecycleMu.
 func (a *agent) adopt(req *pb.CreateContainerRequest) (bool, error) {
 	a.mu.Lock()
-	template, others := a.containers[templateID], len(a.containers) > 1
+	template := a.template()
 	a.mu.Unlock()
-	if template == nil || others || req.OCI.Annotations[rootAnnotation] != rootOnDisks {
+	if template == nil || req.OCI.Annotations[rootAnnotation] != rootOnDisks {
 		return false, nil
 	}
 	difference := differentField(adoptable(template.spec).ProtoReflect(), adoptable(req.OCI).ProtoReflect())
@@ -38,12 +52,13 @@ func (a *agent) adopt(req *pb.CreateContainerRequest) (bool, error) {
 	if difference != "" {
 		return false, fmt.Errorf("container %s differs from that of the template in its %s: %w", req.ContainerId, difference, errdefs.ErrFailedPrecondition)
 	}
+	old := template.ID()
 	if err := template.Adopt(req.ContainerId, req.OCI.Hostname); err != nil {
 		return false, fmt.Errorf("adopt the container of the template: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.containers, templateID)
+	delete(a.containers, old)
 	a.containers[req.ContainerId] = template
 	return true, nil
 }

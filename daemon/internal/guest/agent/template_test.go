@@ -75,8 +75,8 @@ func testTemplate(t *testing.T, g *guest) {
 	}
 	builder := g.personalize(t)
 	early := g.dialPortal(t, builder) // it waits for the container
-	ok(t)(g.CreateContainer(ctx, request("template", "template")))
-	ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: "template"}))
+	ok(t)(g.CreateContainer(ctx, request("template-1", "template")))
+	ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: "template-1"}))
 	g.callControl(t, func(c *control.Client) error { return c.AwaitPortal(ctx) })
 	client, hangUp := portalClient(t, early)
 	defer hangUp()
@@ -95,6 +95,10 @@ func testTemplate(t *testing.T, g *guest) {
 		print(client, strings.ReplaceAll(files, "NAME", name), "files", "/etc/hostname", "/etc/hosts", "/proc/sys/kernel/hostname")
 	}
 	printFiles(client, "template")
+
+	// The builder rehearses the start of a sandbox, after which the container is still that of a template.
+	ok(t)(g.CreateContainer(ctx, request("template-2", "template")))
+	ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: "template-2"}))
 
 	// The guest is another one now. The builder's connection to the agent ends, and so does the validity of its token.
 	token := g.personalize(t)
@@ -115,7 +119,7 @@ func testTemplate(t *testing.T, g *guest) {
 		t.Errorf("adopt a container with another environment: %v, want an error that names it", err)
 	}
 	ok(t)(g.CreateContainer(ctx, request("box3", "adopted")))
-	_, err = g.StatsContainer(ctx, &pb.StatsContainerRequest{ContainerId: "template"})
+	_, err = g.StatsContainer(ctx, &pb.StatsContainerRequest{ContainerId: "template-2"})
 	wantCode(t, err, codes.NotFound)
 	ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: "box3"}))
 	_, err = g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: "box3"})
@@ -155,7 +159,7 @@ func TestSetToken(t *testing.T) {
 		t.Error("waited for the portal of a guest without a network interface")
 	}
 	a.gate = gate.New(a.log)
-	for id, want := range map[string]int{"": 0, "box": 0, templateID: 1} {
+	for id, want := range map[string]int{"": 0, "box": 0, "template-1": 1} {
 		a.containers = map[string]*containerEntry{}
 		if id != "" {
 			a.containers[id] = &containerEntry{}
