@@ -370,8 +370,8 @@ func TestProcessThatCannotStart(t *testing.T) {
 func TestPingSaysTheContract(t *testing.T) {
 	t.Parallel()
 	resp, err := startGuest(t).dial(t).portal.Ping(t.Context(), &portalv1.PingRequest{})
-	if err != nil || resp.GetContract() != 5 {
-		t.Errorf("ping: %v, %v, want the contract 5", resp, err)
+	if err != nil || resp.GetContract() != 6 {
+		t.Errorf("ping: %v, %v, want the contract 6", resp, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -121,6 +122,81 @@ func TestTransfers(t *testing.T) {
 	})
 }
 
+// write writes content to the file at path, and says that it has length bytes.
+func (g *transferred) write(t *testing.T, path string, content io.Reader, length int) error {
+	_, _, err := g.WriteFile(t.Context(), sandbox.Path{Path: path}, sandbox.WriteOptions{Length: int64(length)}, content)
+	return err
+}
+
+// TestUploads writes files. 4 MiB or more come over a transfer if their length is known.
+func TestUploads(t *testing.T) {
+	t.Parallel()
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := startTransferred(t, start, nil)
+		path, content := largeFile(t)
+		for _, tt := range []struct{ length, known, transfers int }{
+			{9 << 20, 9 << 20, 1}, {4 << 20, 4 << 20, 1}, {4<<20 - 1, 4<<20 - 1, 0}, {9 << 20, 0, 0}, {0, 0, 0},
+		} {
+			g.opened = nil
+			err := g.write(t, path, bytes.NewReader(content[:tt.length]), tt.known)
+			if got, readErr := os.ReadFile(path); err != nil || readErr != nil || !bytes.Equal(got, content[:tt.length]) {
+				t.Errorf("%v: %v, %v, %d bytes, or other bytes", tt, err, readErr, len(got))
+			}
+			if len(g.opened) != tt.transfers {
+				t.Errorf("%v: %d transfers", tt, len(g.opened))
+			}
+			g.waitForBridges()
+		}
+	})
+}
+
+// An upload that is not complete leaves the file as it was, and its transfer ends.
+func TestUploadThatIsNotComplete(t *testing.T) {
+	t.Parallel()
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := startTransferred(t, start, nil)
+		path, content := largeFile(t)
+		kill := func() error {
+			if b, ok := g.opened[len(g.opened)-1].(*bridge); ok {
+				return b.process.Kill()
+			}
+			return g.opened[len(g.opened)-1].Close()
+		}
+		broken := errors.New("the client is gone")
+		for name, tt := range map[string]struct {
+			rest io.Reader // after 5 MiB
+			want error
+		}{
+			"it fails":      {readerFunc(func() error { return broken }), broken},
+			"it is shorter": {bytes.NewReader(nil), io.ErrUnexpectedEOF},
+			"its transfer is killed": {
+				io.MultiReader(readerFunc(func() error { return cmp.Or(kill(), io.EOF) }), bytes.NewReader(content[5<<20:])), sandbox.ErrRunFailed,
+			},
+		} {
+			before := len(g.opened)
+			if err := g.write(t, path, io.MultiReader(bytes.NewReader(content[:5<<20]), tt.rest), len(content)); !errors.Is(err, tt.want) {
+				t.Errorf("%s: %v, want %v", name, err, tt.want)
+			}
+			if len(g.opened) != before+1 {
+				t.Errorf("%s: %d transfers", name, len(g.opened)-before)
+			}
+			g.waitForBridges()
+		}
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("the file has %d bytes, or other bytes; %v", len(got), err)
+		}
+		// An error of the portal reaches the client.
+		if err := g.write(t, filepath.Dir(path), bytes.NewReader(content), len(content)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "is a directory") {
+			t.Errorf("write to a directory: %v", err)
+		}
+	})
+}
+
+// readerFunc is a reader that has no bytes, but the error of the function.
+type readerFunc func() error
+
+func (f readerFunc) Read([]byte) (int, error) { return 0, f() }
+
 // A transfer that is given up ends, and does not disturb others.
 func TestTransferIsGivenUp(t *testing.T) {
 	t.Parallel()
@@ -163,6 +239,10 @@ func TestTransferThatDoesNotBegin(t *testing.T) {
 			defer file.Close()
 			if got, err := io.ReadAll(file); err != nil || !bytes.Equal(got, content) {
 				t.Errorf("read %d bytes, %v, or other bytes", len(got), err)
+			}
+			err := g.write(t, path, bytes.NewReader(content[1:]), len(content)-1)
+			if got, readErr := os.ReadFile(path); err != nil || readErr != nil || !bytes.Equal(got, content[1:]) {
+				t.Errorf("wrote %d bytes, %v, %v, or other bytes", len(got), err, readErr)
 			}
 		})
 	}

@@ -1684,7 +1684,13 @@ type WriteFileRequest_Start struct {
 	// a user is named.
 	Offset *int64 `protobuf:"varint,3,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
 	// Extended attributes user.* to set.
-	Xattrs        map[string][]byte `protobuf:"bytes,4,rep,name=xattrs,proto3" json:"xattrs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Xattrs map[string][]byte `protobuf:"bytes,4,rep,name=xattrs,proto3" json:"xattrs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// If the caller can start `msb-portal transfer`, an id, as in ReadFileRequest. The portal then offers a transfer: it sends
+	// the header of its response, waits for that program, sends a NUL byte to it, and reads the bytes of the file from it. If
+	// the program is not started within 3 seconds, the bytes come in messages.
+	Transfer string `protobuf:"bytes,5,opt,name=transfer,proto3" json:"transfer,omitempty"`
+	// With an id, how many bytes there are. If there are fewer, the call fails.
+	Length        int64 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1745,6 +1751,20 @@ func (x *WriteFileRequest_Start) GetXattrs() map[string][]byte {
 		return x.Xattrs
 	}
 	return nil
+}
+
+func (x *WriteFileRequest_Start) GetTransfer() string {
+	if x != nil {
+		return x.Transfer
+	}
+	return ""
+}
+
+func (x *WriteFileRequest_Start) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
 }
 
 type WriteTreeRequest_Start struct {
@@ -1850,15 +1870,17 @@ const file_msb_portal_v1_file_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x17.msb.portal.v1.FileInfoH\x00R\x04info\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x123\n" +
 	"\btransfer\x18\x03 \x01(\v2\x17.msb.portal.v1.TransferR\btransferB\x06\n" +
-	"\x04part\"\xf6\x02\n" +
+	"\x04part\"\xaa\x03\n" +
 	"\x10WriteFileRequest\x12=\n" +
 	"\x05start\x18\x01 \x01(\v2%.msb.portal.v1.WriteFileRequest.StartH\x00R\x05start\x12\x14\n" +
-	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x1a\x84\x02\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x1a\xb8\x02\n" +
 	"\x05Start\x12+\n" +
 	"\x04file\x18\x01 \x01(\v2\x17.msb.portal.v1.FilePathR\x04file\x12\x17\n" +
 	"\x04mode\x18\x02 \x01(\rH\x00R\x04mode\x88\x01\x01\x12\x1b\n" +
 	"\x06offset\x18\x03 \x01(\x03H\x01R\x06offset\x88\x01\x01\x12I\n" +
-	"\x06xattrs\x18\x04 \x03(\v21.msb.portal.v1.WriteFileRequest.Start.XattrsEntryR\x06xattrs\x1a9\n" +
+	"\x06xattrs\x18\x04 \x03(\v21.msb.portal.v1.WriteFileRequest.Start.XattrsEntryR\x06xattrs\x12\x1a\n" +
+	"\btransfer\x18\x05 \x01(\tR\btransfer\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\x03R\x06length\x1a9\n" +
 	"\vXattrsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\a\n" +

@@ -170,7 +170,7 @@ type PingResponse struct {
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The version of the contract. 0 means only PortalService, with the first four fields of the requests of a run. 1 means
 	// everything in this package but contexts, results and bash. 2 means everything but InterruptRun and Warm. 3 means
-	// everything but Warm. 4 means everything but rehearsals. 5 means everything.
+	// everything but Warm. 4 means everything but rehearsals. 5 means everything but transfers to the sandbox. 6 means everything.
 	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -50,6 +50,8 @@ type WriteOptions struct {
 	Offset *int64
 	// Xattrs are the extended attributes user.* to set.
 	Xattrs map[string][]byte
+	// Length is how many bytes will be written, if that is known. Otherwise it is 0.
+	Length int64
 }
 
 // Files are the files of a sandbox. If a path does not exist, the error is errdefs.ErrNotFound. If it is of the wrong type, or

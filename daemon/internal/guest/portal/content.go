@@ -1,7 +1,9 @@
 package portal
 
 import (
+	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -152,10 +154,21 @@ func (s *fileServer) WriteFile(stream grpc.ClientStreamingServer[portalv1.WriteF
 	if start.GetOffset() < 0 {
 		return status.Error(codes.InvalidArgument, "offset is negative: use 0 or more")
 	}
-	resp, err := loc.write(start, upload(stream, func(req *portalv1.WriteFileRequest) ([]byte, bool) {
+	var data io.Reader = upload(stream, func(req *portalv1.WriteFileRequest) ([]byte, bool) {
 		_, ok := req.GetPart().(*portalv1.WriteFileRequest_Data)
 		return req.GetData(), ok
-	}))
+	})
+	if start.GetTransfer() != "" {
+		conn, err := s.transfers.receive(stream.Context(), start.GetTransfer(), func() error { return stream.SendHeader(nil) })
+		if err != nil {
+			return err
+		}
+		if conn != nil {
+			defer conn.Close()
+			data = io.LimitReader(conn, start.GetLength())
+		}
+	}
+	resp, err := loc.write(start, data)
 	if err != nil {
 		return fileError(loc.path, err)
 	}
@@ -192,6 +205,22 @@ func (u *uploaded) Read(b []byte) (n int, err error) {
 	n = copy(b, u.rest)
 	u.rest = u.rest[n:]
 	return n, nil
+}
+
+// WriteTo implements io.WriterTo, without another copy of the data.
+func (u *uploaded) WriteTo(w io.Writer) (written int64, err error) {
+	for {
+		n, err := w.Write(u.rest)
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+		if u.rest, err = u.next(); err == io.EOF {
+			return written, nil
+		} else if err != nil {
+			return written, err
+		}
+	}
 }
 
 // checkXattrs returns an error unless a request may set the attributes.
@@ -262,8 +291,12 @@ func (l location) write(start *portalv1.WriteFileRequest_Start, data io.Reader) 
 			return nil, err
 		}
 	}
-	// A file would be written without the buffer if it were not only a Writer.
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, data, make([]byte, pieceSize)); err != nil {
+	n, err := io.Copy(f, data) // in the kernel, if data is that of a TCP connection
+	ended := errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET)
+	if start.GetTransfer() != "" && (ended || err == nil && n != start.GetLength()) {
+		err = errTransferEnded
+	}
+	if err != nil {
 		return nil, err
 	}
 

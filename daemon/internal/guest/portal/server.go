@@ -146,7 +146,7 @@ func boundErrors(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler 
 }
 
 // contract is the version of the contract that PingResponse describes.
-const contract = 5
+const contract = 6
 
 // Ping implements portalv1.PortalServiceServer.
 func (s *server) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingResponse, error) {

@@ -22,8 +22,8 @@ const (
 	transferPatience = 3 * time.Second
 )
 
-// transfers are the offered transfers that have not begun. They send the bytes of large files over a connection of their own,
-// into which the kernel moves them. Messages need several times as long, because each is encoded, copied and confirmed.
+// transfers are the offered transfers that have not begun. They move the bytes of large files over a connection of their own,
+// in the kernel where it supports that. Messages need several times as long, because each is encoded, copied and confirmed.
 type transfers struct {
 	mu      sync.Mutex
 	offered map[string]chan incoming // by id
@@ -94,6 +94,25 @@ func (t *transfers) send(ctx context.Context, id string, offer func() error, f *
 		err = ctx.Err()
 	}
 	return true, err
+}
+
+// receive offers a transfer with offer, and returns the connection over which the bytes come, which ends with ctx. The caller
+// must close it. It is nil if the transfer has not begun.
+func (t *transfers) receive(ctx context.Context, id string, offer func() error) (incoming, error) {
+	conn, err := t.wait(ctx, id, offer)
+	if conn == nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { conn.Close() })
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if _, err := conn.Write([]byte{0}); err != nil { // without it, the sender does not know that its bytes are read
+		conn.Close()
+		return nil, nil
+	}
+	return conn, nil
 }
 
 // errTransferEnded is returned if the connection has ended before everything was sent, for example because its bridge was killed.

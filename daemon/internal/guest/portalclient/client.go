@@ -126,6 +126,7 @@ const (
 	interrupt = 3 // the interrupt of a run that goes on
 	warm      = 4 // interpreters that are started in advance
 	rehearsal = 5 // runs that leave nothing behind
+	uploads   = 6 // transfers to the sandbox
 )
 
 // checkContract returns errdefs.ErrFailedPrecondition unless the portal serves a version of the contract. Sandboxes that an

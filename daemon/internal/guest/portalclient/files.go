@@ -104,8 +104,15 @@ func (c *Client) readFile(ctx context.Context, req *portalv1.ReadFileRequest) (*
 // WriteFile implements sandbox.Files.
 func (c *Client) WriteFile(ctx context.Context, path sandbox.Path, o sandbox.WriteOptions, data io.Reader) (sandbox.FileInfo, bool, error) {
 	start := &portalv1.WriteFileRequest_Start{File: filePath(path), Mode: o.Mode, Offset: o.Offset, Xattrs: o.Xattrs}
+	if o.Length >= minUpload && c.contract.Load() >= uploads {
+		start.Length = o.Length
+		if start.Transfer = c.newTransfer(); start.Transfer != "" {
+			defer c.endTransfer()
+			data = &announced{data, o.Length}
+		}
+	}
 	res, err := send(ctx, c, c.files.WriteFile, data,
-		&portalv1.WriteFileRequest{Part: &portalv1.WriteFileRequest_Start_{Start: start}},
+		&portalv1.WriteFileRequest{Part: &portalv1.WriteFileRequest_Start_{Start: start}}, start.Transfer,
 		func(piece []byte) *portalv1.WriteFileRequest {
 			return &portalv1.WriteFileRequest{Part: &portalv1.WriteFileRequest_Data{Data: piece}}
 		}, nil)
@@ -152,7 +159,7 @@ func (c *Client) ReadTree(ctx context.Context, path sandbox.Path) (io.ReadCloser
 func (c *Client) WriteTree(ctx context.Context, path sandbox.Path, keepOwners bool, archive io.Reader) (uint64, error) {
 	start := &portalv1.WriteTreeRequest_Start{Directory: filePath(path), KeepOwners: keepOwners}
 	res, err := send(ctx, c, c.files.WriteTree, archive,
-		&portalv1.WriteTreeRequest{Part: &portalv1.WriteTreeRequest_Start_{Start: start}},
+		&portalv1.WriteTreeRequest{Part: &portalv1.WriteTreeRequest_Start_{Start: start}}, "",
 		func(piece []byte) *portalv1.WriteTreeRequest {
 			return &portalv1.WriteTreeRequest{Part: &portalv1.WriteTreeRequest_Data{Data: piece}}
 		}, nil)

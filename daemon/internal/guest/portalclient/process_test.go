@@ -1,12 +1,14 @@
 package portalclient
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -442,6 +444,33 @@ func TestDataThatFails(t *testing.T) {
 	data := io.MultiReader(strings.NewReader("begin"), &failingReader{broken})
 	if _, _, err := client.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{}, data); err != broken {
 		t.Errorf("error %v, want that of the data", err)
+	}
+}
+
+// A portal that does not know transfers to the sandbox, or does not offer one, gets the data in messages. More data than was
+// announced cancels the call.
+func TestUploadWithoutATransfer(t *testing.T) {
+	for _, contract := range []uint32{5, 6} {
+		t.Run(fmt.Sprint("contract ", contract), func(t *testing.T) {
+			t.Parallel()
+			var opened atomic.Int32
+			s := scriptOf(contract, nil, &portalv1.WriteFileResponse{})
+			s.readAll = true // so it sends no header before the end of the data
+			client := s.connectWith(t, func(context.Context, string) (io.ReadWriteCloser, error) {
+				opened.Add(1)
+				return nil, errdefs.ErrUnavailable
+			})
+			write := func(length int64) error {
+				_, _, err := client.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{Length: length}, bytes.NewReader(make([]byte, 5<<20)))
+				return err
+			}
+			if err := write(5 << 20); err != nil || opened.Load() != 0 {
+				t.Errorf("error %v, %d transfers, want none", err, opened.Load())
+			}
+			if err := write(4 << 20); contract == 6 && err != errTooLong {
+				t.Errorf("with more data than announced: %v", err)
+			}
+		})
 	}
 }
 

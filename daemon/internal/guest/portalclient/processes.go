@@ -92,7 +92,7 @@ func (c *Client) ListProcesses(ctx context.Context, each func(sandbox.ProcessInf
 // WriteInput implements sandbox.Processes.
 func (c *Client) WriteInput(ctx context.Context, id sandbox.ProcessID, data io.Reader, end bool) error {
 	_, err := send(ctx, c, c.processes.WriteInput, data,
-		&portalv1.WriteInputRequest{Process: selector(id)},
+		&portalv1.WriteInputRequest{Process: selector(id)}, "",
 		func(piece []byte) *portalv1.WriteInputRequest { return &portalv1.WriteInputRequest{Data: piece} },
 		func(stream grpc.ClientStreamingClient[portalv1.WriteInputRequest, portalv1.WriteInputResponse]) {
 			if end {

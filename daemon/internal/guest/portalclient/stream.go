@@ -13,10 +13,11 @@ import (
 const pieceSize = 64 << 10
 
 // send makes a call that sends first, then data in pieces, then what last sends, and returns the response. If data fails, send
-// cancels the call and returns that error.
+// cancels the call and returns that error. If transfer is not empty, first has requested the transfer with this id, and the data
+// goes over it if it opens.
 func send[Request, Response any](ctx context.Context, c *Client,
 	open func(context.Context, ...grpc.CallOption) (grpc.ClientStreamingClient[Request, Response], error),
-	data io.Reader, first *Request, piece func([]byte) *Request, last func(grpc.ClientStreamingClient[Request, Response]),
+	data io.Reader, first *Request, transfer string, piece func([]byte) *Request, last func(grpc.ClientStreamingClient[Request, Response]),
 ) (*Response, error) {
 	if err := c.checkContract(processes); err != nil {
 		return nil, err
@@ -29,11 +30,18 @@ func send[Request, Response any](ctx context.Context, c *Client,
 	}
 	// If a send fails, the reason is the error of CloseAndRecv.
 	if err := stream.Send(first); err == nil {
+		write := func(data []byte) error { return stream.Send(piece(data)) }
+		if transfer != "" {
+			if upload := c.openUpload(stream, transfer); upload != nil {
+				defer upload.Close()
+				write = func(data []byte) error { _, err := upload.Write(data); return err }
+			}
+		}
 		buf := make([]byte, pieceSize)
 		for err == nil {
 			var n int
 			n, err = data.Read(buf)
-			if n > 0 && stream.Send(piece(buf[:n])) != nil {
+			if n > 0 && write(buf[:n]) != nil {
 				break
 			}
 		}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"io"
 	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -13,6 +16,8 @@ import (
 const (
 	// maxTransfers is how many transfers a connection may have at a time. Each is a process in the guest, with a full pipe.
 	maxTransfers = 2
+	// minUpload is the least number of bytes for which a transfer to a sandbox is requested.
+	minUpload = 4 << 20
 	// attachTimeout limits how long a transfer may take to open. It is longer than the portal waits.
 	attachTimeout = 5 * time.Second
 )
@@ -31,6 +36,59 @@ func (c *Client) newTransfer() string {
 }
 
 func (c *Client) endTransfer() { <-c.transfers }
+
+// openUpload waits until the portal offers the transfer id in call, and opens it. It returns nil if the portal does not confirm
+// in time that it reads the stream. The portal then expects the data in messages, or ends the call. The stream ends with the
+// context of the call.
+func (c *Client) openUpload(call grpc.ClientStream, id string) io.WriteCloser {
+	ctx, cancel := context.WithTimeout(call.Context(), attachTimeout)
+	defer cancel()
+	offered := make(chan struct{})
+	go func() {
+		defer close(offered)
+		_, _ = call.Header()
+	}()
+	select {
+	case <-offered:
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // the header did not come in time, or the call has ended
+		return nil
+	}
+	stream, err := c.attach(ctx, id)
+	if err != nil {
+		return nil
+	}
+	closeStream := func() { stream.Close() }
+	inTime := context.AfterFunc(ctx, closeStream)
+	if _, err = io.ReadFull(stream, make([]byte, 1)); err != nil || !inTime() {
+		stream.Close()
+		return nil
+	}
+	context.AfterFunc(call.Context(), closeStream)
+	return stream
+}
+
+// announced is data of a known length, which the portal knows too. If it has fewer bytes than left, it ends with
+// io.ErrUnexpectedEOF, and if it has more, with errTooLong.
+type announced struct {
+	io.Reader
+	left int64
+}
+
+func (a *announced) Read(b []byte) (n int, err error) {
+	n, err = a.Reader.Read(b)
+	a.left -= int64(n)
+	switch {
+	case a.left < 0:
+		return 0, errTooLong
+	case err == io.EOF && a.left > 0:
+		return n, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+var errTooLong = errors.New("there are more bytes than announced")
 
 // transfer is the data of a file that comes over a stream of its own. If the stream does not open, the data comes in the
 // messages of the call. It implements io.ReadCloser.

@@ -35,6 +35,7 @@ type domain struct {
 	hooks      hooks
 	calls      []string
 	readLength int64 // the length of the last ReadFile
+	announced  int64 // the length of the last WriteFile
 	processes  []*process
 	ended      sync.WaitGroup // for the processes
 }
@@ -186,6 +187,9 @@ func (d *domain) WriteFile(_ context.Context, name sandbox.Name, path sandbox.Pa
 	if err := d.enter("write", name); err != nil {
 		return none, false, err
 	}
+	d.mu.Lock()
+	d.announced = o.Length
+	d.mu.Unlock()
 	if path.User != "" && path.User != "user" {
 		return none, false, fmt.Errorf("user %q does not exist in the sandbox: %w", path.User, errdefs.ErrInvalidArgument)
 	}

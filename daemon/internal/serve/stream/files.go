@@ -158,6 +158,7 @@ func (s *service) putFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 	if r.ContentLength == 0 && r.ProtoMajor == 1 && r.Header.Get("Content-Length") == "" {
 		return refuse(http.StatusLengthRequired, "the request has no body; send the file with a Content-Length or in chunks")
 	}
+	options.Length = max(0, r.ContentLength)
 	body := &upload{Reader: r.Body}
 	var info sandbox.FileInfo
 	var created bool

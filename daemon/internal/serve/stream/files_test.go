@@ -320,6 +320,21 @@ func TestFileErrors(t *testing.T) {
 }
 
 // A directory is read and written as a tar archive.
+// The sandbox learns the length of an upload that has one.
+func TestUploadAnnouncesItsLength(t *testing.T) {
+	s, d := newSite(t)
+	c, _ := connect(t, s)
+	for body, want := range map[io.Reader]int64{strings.NewReader("text"): 4, io.MultiReader(strings.NewReader("text")): 0, http.NoBody: 0} {
+		res := c.do("PUT", c.filesURL("/a"), body)
+		d.mu.Lock()
+		got := d.announced
+		d.mu.Unlock()
+		if res.StatusCode >= 300 || got != want {
+			t.Errorf("%T: %s, announced %d bytes, want %d", body, res.Status, got, want)
+		}
+	}
+}
+
 // A request that forgets its body does not empty the file. net/http sends a length of 0 for an empty one.
 func TestUploadWithoutLength(t *testing.T) {
 	s, _ := newSite(t)
