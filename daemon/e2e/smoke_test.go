@@ -16,7 +16,7 @@ type expectation struct {
 
 // expected are the ratios that msbd should have at most, on two quiet processors without KVM. KVM makes them smaller.
 var expected = []expectation{
-	{"pool: " + startToCode, "runc: " + startToCode, 1},
+	{"pool: " + startToCode, "runc: " + startToCode, 0.5},
 	{"pool: " + startToCommand, "runc: " + startToCommand, 1.1},
 	{"template: " + startToCommand, "runc: " + startToCommand, 12},
 	{"cold: " + startToCommand, bareBoot, 1.6},
