@@ -173,3 +173,24 @@ func TestInterruptBeforeTheRunBegins(t *testing.T) {
 		})
 	}
 }
+
+// What an interrupted print has written arrives once. The interrupt comes when the bytes are written, but not yet returned to
+// Python's buffer.
+func TestInterruptAfterAWrite(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	const code = `
+import sys
+def trace(frame, event, arg):
+    if frame.f_code.co_name == "write" and frame.f_locals.get("n"):
+        sys.settrace(None)
+        raise KeyboardInterrupt
+    return trace
+try:
+    sys.settrace(trace)
+    print("once")
+except KeyboardInterrupt:
+    print("interrupted")
+`
+	expect(t, c, sandbox.Python, code, true, "stdout: once\nstdout: interrupted\n")
+}

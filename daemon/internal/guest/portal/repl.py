@@ -86,15 +86,27 @@ class Raw(io.FileIO):
     last = 1
     count = 0
     waiting = False
+    written = b""  # what an interrupted write has written; the buffer still has it, and writes it again
 
     def write(self, data):
+        written, self.written = self.written, b""
+        if written and data[: len(written)] == written:
+            return len(written)
         fd = self.fileno()
         if fd != Raw.last and Raw.can_sync():
             Raw.sync()
             Raw.last = fd
-        while (n := super().write(data)) is None:
-            sleep(0.001)  # the pipe is full, and a child process has made it non-blocking
-        return n
+        n = []
+        try:
+            n.extend(map(super().write, (data,)))  # if the bytes were written, n says so, also if an interrupt comes then
+            while n[-1] is None:
+                sleep(0.001)  # the pipe is full, and a child process has made it non-blocking
+                n.extend(map(super().write, (data,)))
+        except BaseException:
+            if n and n[-1] and len(data) <= io.DEFAULT_BUFFER_SIZE:  # the buffer passes more bytes on without keeping them
+                self.written = bytes(data[: n[-1]])
+            raise
+        return n[-1]
 
     @staticmethod
     def can_sync():
