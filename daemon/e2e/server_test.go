@@ -157,7 +157,7 @@ func (s *server) start(more ...string) error {
 			return fmt.Errorf("the server exited during its start:\n%s", s.log)
 		case <-ctx.Done():
 			return fmt.Errorf("the server is not ready (%v):\n%s", err, s.log)
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
