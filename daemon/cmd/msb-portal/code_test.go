@@ -277,6 +277,10 @@ func TestDeadREPLIsReplaced(t *testing.T) {
 		}
 	}
 
+	// One that can take no more code, but has not exited yet, is replaced too.
+	expect(t, c, sandbox.Python, "import atexit, os, time\natexit.register(time.sleep, 0.3)\nos.close(503)", true, "")
+	expect(t, c, sandbox.Python, "1 + 1", true, "stderr: the python process exited with status 1 after the last run; its state is lost\nstdout: 2\n")
+
 	// A process that exits in the background is reported, whether it exits during a run or between two runs.
 	runCode(t, c, sandbox.Python, "import os, threading\nthreading.Timer(0.05, os._exit, [4]).start()")
 	for {

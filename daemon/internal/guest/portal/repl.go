@@ -223,9 +223,13 @@ func (r *repl) run(ctx context.Context, interrupts <-chan struct{}, req *portalv
 
 	result := &portalv1.CodeResult{}
 	s := r.session
-	if s != nil && !s.running() {
-		r.reportExit(out.output, " after the last run")
-		s, result.StateLost = nil, true
+	if s != nil && !s.usable() {
+		if result.StateLost = s.count > 0; result.StateLost {
+			r.reportExit(out.output, " after the last run")
+		} else {
+			r.end() // there was no run, so there is no state
+		}
+		s = nil
 	}
 	if s == nil {
 		if s, err = r.start(ctx, req.GetEnvironment()); err != nil {

@@ -308,8 +308,7 @@ func setFile(file *os.File, data []byte) error {
 }
 
 // serveControl serves the driver's messages. It ends when the driver closes the control socket, or sends what no driver sends.
-// Then the interpreter is exiting, or the user's code has tampered with the socket. If the interpreter has not exited
-// interruptGrace later, serveControl kills it.
+// Then the interpreter is exiting, or the user's code has tampered with the socket.
 func (s *session) serveControl() {
 	defer close(s.served)
 	buf := make([]byte, maxControl)
@@ -323,6 +322,11 @@ func (s *session) serveControl() {
 			return
 		}
 	}
+	s.awaitExit()
+}
+
+// awaitExit waits until an interpreter that has closed a socket exits, and kills it after interruptGrace.
+func (s *session) awaitExit() {
 	timer := time.NewTimer(interruptGrace)
 	defer timer.Stop()
 	select {
@@ -330,6 +334,27 @@ func (s *session) serveControl() {
 	case <-timer.C:
 		s.kill("the code has closed a descriptor of the REPL")
 	}
+}
+
+// usable reports whether a run can begin. An interpreter that is exiting has closed its end of runs; then usable waits for its exit.
+func (s *session) usable() bool {
+	if s.running() && hungUp(s.runs) {
+		s.awaitExit()
+		<-s.exited
+	}
+	return s.running()
+}
+
+// hungUp reports whether no process has the other end of a socket.
+func hungUp(socket *os.File) bool {
+	fds := []unix.PollFd{{}} // the kernel reports POLLHUP without being asked for it
+	if raw, err := socket.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			fds[0].Fd = int32(fd)
+			_, _ = unix.Poll(fds, 0)
+		})
+	}
+	return fds[0].Revents&unix.POLLHUP != 0
 }
 
 // serveMessage serves a message. It reports whether a driver sends such a message.
