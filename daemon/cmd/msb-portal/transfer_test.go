@@ -157,10 +157,15 @@ func TestUploadThatIsNotComplete(t *testing.T) {
 		g := startTransferred(t, start, nil)
 		path, content := largeFile(t)
 		kill := func() error {
-			if b, ok := g.opened[len(g.opened)-1].(*bridge); ok {
-				return b.process.Kill()
+			b, ok := g.opened[len(g.opened)-1].(*bridge)
+			if !ok {
+				return g.opened[len(g.opened)-1].Close()
 			}
-			return g.opened[len(g.opened)-1].Close()
+			if err := b.process.Kill(); err != nil {
+				return err
+			}
+			_, err := io.Copy(io.Discard, b) // until the portal has noticed, because the pipes are also the portal's
+			return err
 		}
 		broken := errors.New("the client is gone")
 		for name, tt := range map[string]struct {
