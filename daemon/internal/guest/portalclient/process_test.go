@@ -33,6 +33,8 @@ type script struct {
 	err      error
 	readAll  bool // respond after the last message of the request, not after the first
 	hangs    bool // it ends only with the call
+	// asked, if it is not nil, gets the first message of each request.
+	asked func(message []byte)
 }
 
 // scriptOf returns a script with the given messages.
@@ -54,6 +56,9 @@ func (s script) serve(_ any, stream grpc.ServerStream) error {
 	if method, _ := grpc.MethodFromServerStream(stream); method == portalv1.PortalService_Ping_FullMethodName {
 		ping, _ := proto.Marshal(&portalv1.PingResponse{Contract: s.contract})
 		return stream.SendMsg(&ping)
+	}
+	if s.asked != nil {
+		s.asked(request)
 	}
 	for s.readAll && stream.RecvMsg(&request) == nil {
 	}
@@ -456,6 +461,13 @@ func TestUploadWithoutATransfer(t *testing.T) {
 			var opened atomic.Int32
 			s := scriptOf(contract, nil, &portalv1.WriteFileResponse{})
 			s.readAll = true // so it sends no header before the end of the data
+			s.asked = func(message []byte) {
+				var request portalv1.WriteFileRequest
+				err := proto.Unmarshal(message, &request)
+				if asked := request.GetStart().GetTransfer() != ""; err != nil || asked != (contract == 6) {
+					t.Errorf("asked for a transfer: %t, error %v", asked, err)
+				}
+			}
 			client := s.connectWith(t, func(context.Context, string) (io.ReadWriteCloser, error) {
 				opened.Add(1)
 				return nil, errdefs.ErrUnavailable
