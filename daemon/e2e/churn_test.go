@@ -35,7 +35,7 @@ const fullVerifyEvery = 20
 // server 10,000 times, with at least 10,000 keys.
 func TestKillsUnderKeyChurn(t *testing.T) {
 	parallel(t)
-	kills, keys := 100, 2_000
+	kills, keys := 200, 2_000
 	if os.Getenv("MSB_SOAK") != "" {
 		kills, keys = 10_000, 10_000
 	}

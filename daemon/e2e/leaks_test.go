@@ -67,17 +67,15 @@ func (s *server) leaks(dir string, ids []string) error {
 	}
 	var found []string
 	// A process may end a moment after the sandbox that it served.
-	for deadline := time.Now().Add(patience * 30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	poll(patience*30*time.Second, func() bool {
 		found = found[:0]
 		for pid, text := range processTexts() {
 			if belongs(text) && pid != os.Getpid() {
 				found = append(found, fmt.Sprintf("process %d: %s", pid, strings.ReplaceAll(text, "\x00", " ")))
 			}
 		}
-		if len(found) == 0 || time.Now().After(deadline) {
-			break
-		}
-	}
+		return len(found) == 0
+	})
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
 		if belongs(line) {

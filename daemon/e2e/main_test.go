@@ -56,11 +56,19 @@ var hung = patience * 3 * time.Minute
 // says in the failure message what the test waited for.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(hung); !ok(); time.Sleep(10 * time.Millisecond) {
+	if !poll(hung, ok) {
+		t.Fatalf("still waiting after %s for %s", hung, strings.TrimSpace(what))
+	}
+}
+
+// poll calls ok until it is true, or until the limit. It reports whether it was true.
+func poll(limit time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("still waiting after %s for %s", hung, strings.TrimSpace(what))
+			return false
 		}
 	}
+	return true
 }
 
 func TestMain(m *testing.M) {

@@ -10,20 +10,20 @@ import (
 )
 
 // waitForPool waits until a microVM waits in the pool, and returns the status of the default pool.
-func (s *server) waitForPool(t testing.TB) *adminv1.Pool {
+func (s *server) waitForPool(t testing.TB) (pool *adminv1.Pool) {
 	t.Helper()
 	a := s.admin(t)
-	for limit := time.Now().Add(hung); time.Now().Before(limit); time.Sleep(100 * time.Millisecond) {
+	until(t, "a microVM in the pool", func() bool {
 		status, err := a.PoolStatus(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if pools := status.GetPools(); len(pools) > 0 && pools[0].GetReady() > 0 {
-			return pools[0]
+		if pools := status.GetPools(); len(pools) > 0 {
+			pool = pools[0]
 		}
-	}
-	t.Fatalf("no microVM waits in the pool:\n%s", s.mustMSB(t, "pool", "status"))
-	return nil
+		return pool.GetReady() > 0
+	})
+	return pool
 }
 
 // A sandbox starts from a microVM that was started in advance, and sees nothing of that. Such a microVM survives a server that is

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 )
 
 // seed is the state directory of a server that has imported the images python and node, and built their templates. Most servers
@@ -64,10 +63,8 @@ func makeSeed() (state string, err error) {
 
 // waitForTemplates waits until the server has built the templates of n images for sandboxes of the default size.
 func (s *server) waitForTemplates(n int) error {
-	for deadline := time.Now().Add(hung); storedTemplates(s.state()) < n; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			return fmt.Errorf("there are %d templates, want %d:\n%s", storedTemplates(s.state()), n, s.log)
-		}
+	if !poll(hung, func() bool { return storedTemplates(s.state()) >= n }) {
+		return fmt.Errorf("there are %d templates, want %d:\n%s", storedTemplates(s.state()), n, s.log)
 	}
 	return nil
 }

@@ -87,6 +87,7 @@ func TestClonesDiffer(t *testing.T) {
 						if err != nil || now.Before(asked.Add(-tolerance)) || now.After(answered.Add(tolerance)) {
 							t.Errorf("the time in %s is %s, %v, want one from %s to %s", name, now, err, asked, answered)
 						}
+						continue // two sandboxes that run at the same moment may print the same time
 					}
 					if other := seen[line]; other != "" {
 						t.Errorf("%s and %s both have %s", name, other, line)
