@@ -26,29 +26,22 @@ func (s *Store) LoadKeys() (keys.Saved, error) {
 }
 
 func loadKeys(tx *bbolt.Tx) (keys.Saved, error) {
-	saved := keys.Saved{Usage: make(map[string]keys.Usage)}
-	err := each(tx, keyBucket, func(id string, value []byte) error {
-		var r keys.Record
-		if err := decode(keyBucket, id, value, &r); err != nil {
-			return err
-		}
-		if r.ID != id {
-			return fmt.Errorf("record %s %q has the id %q: %w", keyBucket, id, r.ID, errdefs.ErrDataLoss)
-		}
-		saved.Records = append(saved.Records, r)
-		return nil
-	})
+	ids, records, err := decodeAll[keys.Record](tx, keyBucket)
 	if err != nil {
 		return keys.Saved{}, err
 	}
-	err = each(tx, usageBucket, func(id string, value []byte) error {
-		var u keys.Usage
-		err := decode(usageBucket, id, value, &u)
-		saved.Usage[id] = u
-		return err
-	})
+	for i, id := range ids {
+		if records[i].ID != id {
+			return keys.Saved{}, fmt.Errorf("record %s %q has the id %q: %w", keyBucket, id, records[i].ID, errdefs.ErrDataLoss)
+		}
+	}
+	users, usage, err := decodeAll[keys.Usage](tx, usageBucket)
 	if err != nil {
 		return keys.Saved{}, err
+	}
+	saved := keys.Saved{Records: records, Usage: make(map[string]keys.Usage, len(users))}
+	for i, id := range users {
+		saved.Usage[id] = usage[i]
 	}
 	return saved, getMeta(tx, latestKey, &saved.Latest)
 }

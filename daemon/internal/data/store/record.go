@@ -5,11 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"slices"
+	"runtime"
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
 )
 
 // sumSize is the length in bytes of the checksum before each value. The checksums are needed because bbolt does not notice
@@ -19,7 +20,10 @@ const sumSize = 8
 // checksum returns the checksum of a value. It includes the bucket and the id, so that a value is not valid in another
 // place.
 func checksum(bucket []byte, id string, value []byte) uint64 {
-	sum := sha256.Sum256(slices.Concat(bucket, []byte{0}, []byte(id), []byte{0}, value))
+	text := make([]byte, 0, 512) // on the stack, which has room for most records
+	text = append(append(text, bucket...), 0)
+	text = append(append(text, id...), 0)
+	sum := sha256.Sum256(append(text, value...))
 	return sumOf(sum[:])
 }
 
@@ -176,6 +180,33 @@ func each(tx *bbolt.Tx, bucket []byte, fn func(id string, value []byte) error) e
 			bucket, found.Count, want.Count, errdefs.ErrDataLoss)
 	}
 	return err
+}
+
+// decodeAll returns the ids and the contents of all records in a bucket. It uses all processors, because a start with many keys
+// would otherwise spend most of its time here.
+func decodeAll[T any](tx *bbolt.Tx, bucket []byte) (ids []string, contents []T, err error) {
+	var values [][]byte // in the memory of the transaction
+	err = each(tx, bucket, func(id string, value []byte) error {
+		ids, values = append(ids, id), append(values, value)
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	contents = make([]T, len(values))
+	var g errgroup.Group
+	share := len(values)/runtime.GOMAXPROCS(0) + 1
+	for first := 0; first < len(values); first += share {
+		g.Go(func() error {
+			for i := first; i < min(first+share, len(values)); i++ {
+				if err := decode(bucket, ids[i], values[i], &contents[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return ids, contents, g.Wait()
 }
 
 // checkContents reads the entire store, so that damage is found at startup and not by the first request.
