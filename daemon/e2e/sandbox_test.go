@@ -409,6 +409,25 @@ print(open("/proc/self/status").read().split("Seccomp:")[1].split()[0])`)
 	}
 }
 
+// The kernel of a guest leaves the order and the timing of requests for its disks to the host.
+func TestSandboxHasPlainDiskQueues(t *testing.T) {
+	s, key := sharedSandbox(t)
+	if hypervisorSettings["hypervisor"] == "kata" {
+		t.Log("Kata's own driver has no such disks")
+		return
+	}
+	r := s.command(t, key, "box", "sh", "-c", "cd /sys/block; for disk in vd*; do echo $(cat $disk/queue/scheduler $disk/queue/wbt_lat_usec); done")
+	queues := strings.Split(strings.TrimSpace(r.text("stdout")), "\n")
+	for _, queue := range queues {
+		if !strings.HasPrefix(queue, "[none]") || !strings.HasSuffix(queue, " 0") {
+			t.Errorf("the queue of a disk is %q, want [none] and 0", queue)
+		}
+	}
+	if len(queues) != 2 {
+		t.Errorf("%d disks: %q, want that of the image and the writable one", len(queues), queues)
+	}
+}
+
 func TestConcurrentSandboxes(t *testing.T) {
 	s, key := sharedServer(t)
 	var g sync.WaitGroup

@@ -37,9 +37,9 @@ func (c *Client) newTransfer() string {
 
 func (c *Client) endTransfer() { <-c.transfers }
 
-// openUpload waits until the portal offers the transfer id in call, and opens it. It returns nil if the portal does not confirm
-// in time that it reads the stream. The portal then expects the data in messages, or ends the call. The stream ends with the
-// context of the call.
+// openUpload waits until the portal offers the transfer id in call, and opens it. It returns nil if that takes too long, or if the
+// portal closes the stream instead of confirming that it reads it. The portal then expects the data in messages, or ends the
+// call. The stream ends with the context of the call.
 func (c *Client) openUpload(call grpc.ClientStream, id string) io.WriteCloser {
 	ctx, cancel := context.WithTimeout(call.Context(), attachTimeout)
 	defer cancel()
@@ -59,13 +59,11 @@ func (c *Client) openUpload(call grpc.ClientStream, id string) io.WriteCloser {
 	if err != nil {
 		return nil
 	}
-	closeStream := func() { stream.Close() }
-	inTime := context.AfterFunc(ctx, closeStream)
-	if _, err = io.ReadFull(stream, make([]byte, 1)); err != nil || !inTime() {
+	context.AfterFunc(call.Context(), func() { stream.Close() })
+	if _, err = io.ReadFull(stream, make([]byte, 1)); err != nil {
 		stream.Close()
 		return nil
 	}
-	context.AfterFunc(call.Context(), closeStream)
 	return stream
 }
 
