@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -175,20 +176,22 @@ func TestDaemonKillDuringTemplateBuild(t *testing.T) {
 func (s *server) rebootHost(t *testing.T) {
 	t.Helper()
 	s.kill()
-	var pids []int
-	for _, program := range []string{"containerd", qemu} {
-		pids = append(pids, processes(program, s.dir+"/")...)
-	}
-	signalAll(t, pids, syscall.SIGKILL)
+	signalAll(t, processes("containerd", s.dir+"/"), syscall.SIGKILL)
 	ids, err := filepath.Glob(filepath.Join(s.runDir, "vm", "template-*"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, dir := range ids {
 		id := filepath.Base(dir)
-		until(t, "the end of the cgroups of "+id, func() bool { // when its processes have ended
+		until(t, "the end of the cgroups of "+id, func() bool { // QEMU, and what is about to become it, is in them
 			groups := findPaths("/sys/fs/cgroup", func(path string) bool { return strings.Contains(path, id) })
 			for _, group := range groups {
+				pids, _ := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+				for _, field := range strings.Fields(string(pids)) {
+					if pid, err := strconv.Atoi(field); err == nil {
+						_ = syscall.Kill(pid, syscall.SIGKILL)
+					}
+				}
 				_ = os.Remove(group)
 			}
 			return len(groups) == 0

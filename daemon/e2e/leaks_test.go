@@ -84,7 +84,9 @@ func (s *server) leaks(dir string, ids []string) error {
 	}
 	tasks := filepath.Join("containerd", "io.containerd.runtime.v2.task")
 	for _, place := range []string{"/run", "/dev/shm", "/sys/fs/cgroup", s.runDir, filepath.Join(s.state(), tasks), filepath.Join(s.state(), "disks")} {
-		found = append(found, findPaths(place, belongs)...)
+		for _, path := range findPaths(place, belongs) {
+			found = append(found, "path "+path)
+		}
 	}
 	for _, path := range unnamedLeaks() {
 		if !slices.Contains(preexistingLeaks, path) {
@@ -113,7 +115,7 @@ func findPaths(place string, belongs func(string) bool) (found []string) {
 		case d.Name() == ".failed": // the consoles of microVMs that did not boot are kept
 			return fs.SkipDir
 		case belongs(rest + "/"):
-			found = append(found, "path "+path)
+			found = append(found, path)
 			if d.IsDir() {
 				return fs.SkipDir
 			}
