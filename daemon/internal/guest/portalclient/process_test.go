@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,6 +34,7 @@ type script struct {
 	err      error
 	readAll  bool // respond after the last message of the request, not after the first
 	hangs    bool // it ends only with the call
+	offers   bool // send the header, which offers a transfer, before the rest of the request comes
 	// asked, if it is not nil, gets the first message of each request.
 	asked func(message []byte)
 }
@@ -59,6 +61,11 @@ func (s script) serve(_ any, stream grpc.ServerStream) error {
 	}
 	if s.asked != nil {
 		s.asked(request)
+	}
+	if s.offers {
+		if err := stream.SendHeader(nil); err != nil {
+			return err
+		}
 	}
 	for s.readAll && stream.RecvMsg(&request) == nil {
 	}
@@ -456,8 +463,7 @@ func TestDataThatFails(t *testing.T) {
 // announced cancels the call.
 func TestUploadWithoutATransfer(t *testing.T) {
 	for _, contract := range []uint32{5, 6} {
-		t.Run(fmt.Sprint("contract ", contract), func(t *testing.T) {
-			t.Parallel()
+		synctest.Test(t, func(t *testing.T) { // the client waits for an offer for seconds
 			var opened atomic.Int32
 			s := scriptOf(contract, nil, &portalv1.WriteFileResponse{})
 			s.readAll = true // so it sends no header before the end of the data
@@ -465,7 +471,7 @@ func TestUploadWithoutATransfer(t *testing.T) {
 				var request portalv1.WriteFileRequest
 				err := proto.Unmarshal(message, &request)
 				if asked := request.GetStart().GetTransfer() != ""; err != nil || asked != (contract == 6) {
-					t.Errorf("asked for a transfer: %t, error %v", asked, err)
+					t.Errorf("contract %d: asked for a transfer: %t, error %v", contract, asked, err)
 				}
 			}
 			client := s.connectWith(t, func(context.Context, string) (io.ReadWriteCloser, error) {
@@ -477,13 +483,37 @@ func TestUploadWithoutATransfer(t *testing.T) {
 				return err
 			}
 			if err := write(5 << 20); err != nil || opened.Load() != 0 {
-				t.Errorf("error %v, %d transfers, want none", err, opened.Load())
+				t.Errorf("contract %d: error %v, %d transfers, want none", contract, err, opened.Load())
 			}
 			if err := write(4 << 20); contract == 6 && err != errTooLong {
 				t.Errorf("with more data than announced: %v", err)
 			}
 		})
 	}
+}
+
+// A portal may confirm a transfer to the sandbox late, for example because its host is busy.
+func TestUploadThatIsConfirmedLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := scriptOf(6, nil, &portalv1.WriteFileResponse{})
+		s.readAll, s.offers = true, true
+		received := make(chan int64, 1)
+		client := s.connectWith(t, func(context.Context, string) (io.ReadWriteCloser, error) {
+			ours, portal := net.Pipe()
+			go func() {
+				time.Sleep(2 * attachTimeout)
+				_, _ = portal.Write([]byte{0})
+				n, _ := io.Copy(io.Discard, portal)
+				received <- n
+			}()
+			return ours, nil
+		})
+		const length = 5 << 20
+		_, _, err := client.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{Length: length}, bytes.NewReader(make([]byte, length)))
+		if n := <-received; err != nil || n != length {
+			t.Errorf("error %v, %d bytes came over the transfer, want %d", err, n, length)
+		}
+	})
 }
 
 type failingReader struct{ err error }
