@@ -264,7 +264,7 @@ func BenchmarkDensity(b *testing.B) {
 		memory := memoryOf(b, pids)
 		each("memory of a sandbox", "MiB", memory.all)
 		each("of that, machine code that the emulator has made", "MiB", memory.translated)
-		record(benchtest.Value("memory of the template", "MiB", memoryFiles(b, s.cmd.Process.Pid)))
+		record(benchtest.Value("memory of all templates", "MiB", memoryFiles(b, s.cmd.Process.Pid)))
 		idle := min(30*time.Second, time.Duration(rounds(30))*time.Second)
 		type group struct {
 			name string
