@@ -452,6 +452,27 @@ const (
 )
 
 // TestCodeOptions runs code with an environment, a working directory and an input of its own.
+// A run of Python gets the whole of its input, whatever earlier runs have done with sys.stdin.
+func TestPythonInput(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).dial(t)
+	for _, code := range []string{
+		"import os, sys", "input()", "sys.stdin.read(1)", "sys.stdin.buffer.peek()", "sys.stdin.buffer.raw.read(1)", "os.read(0, 1)",
+		"sys.stdin.seek(2)", "sys.stdin.buffer.seek(2)", "next(sys.stdin)", "open('/dev/stdin').read()", "sys.stdin.reconfigure(encoding='latin1')",
+		"sys.stdin.close()", "sys.stdin.detach()", "sys.stdin.buffer.detach()", "sys.stdin = None", "os.close(0)", "os.dup2(1, 0)", "import fileinput; next(fileinput.input(()))",
+	} {
+		if ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, Code: code + ";", Input: []byte("the\nother\n")}); err != nil || !ok {
+			t.Fatalf("%q: success %t, %v, output %q", code, ok, err, printed)
+		}
+		ok, printed, err := c.code(t, &portalv1.RunCodeRequest{
+			Language: python, Code: "print(sys.stdin.tell(), repr(sys.stdin.read()), sys.stdin.encoding)", Input: []byte("first\nzwölf\n"),
+		})
+		if want := "0 'first\\nzwölf\\n' utf-8\n"; err != nil || !ok || printed != want {
+			t.Errorf("after %q: success %t, %v, output %q, want %q", code, ok, err, printed, want)
+		}
+	}
+}
+
 func TestCodeOptions(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t, "SET=image").dial(t)

@@ -31,8 +31,9 @@ const maxBacklog = 1 << 20
 
 // These constants make pump batch output. Otherwise each line of a program that prints line by line would be sent as a
 // message. After unbatchedReads reads without a pause of idlePause, in which there was nothing to read, pump waits
-// batchDelay before a read of less than fullRead bytes, so that it reads more at once. This does not delay the result of a
-// run, because drain reads immediately.
+// batchDelay before a read of less than fullRead bytes, so that it reads more at once. It also does so before the first read
+// after attach, because most runs of code print little and then end, and the output and the result are sent together. This does
+// not delay the result of a run, because drain reads immediately.
 const (
 	unbatchedReads = 32
 	idlePause      = 10 * time.Millisecond
@@ -59,6 +60,8 @@ type output struct {
 	discard     *discarder
 	buf         [maxPiece]byte
 	emit        emitFunc
+	attached    bool           // there was no read since attach
+	drained     chan struct{}  // gets a value, if there is room, when drain was called
 	backlog     []backlogPiece // output to emit when attach is called
 	backlogSize int            // bytes in backlog
 }
@@ -128,7 +131,9 @@ func newOutput(emit emitFunc, discard *discarder, sources ...source) (*output, e
 		}
 		sources[i].open = true
 	}
-	o := &output{emit: emit, sources: sources, epoll: epoll, ready: os.NewFile(uintptr(epoll), "epoll"), discard: discard}
+	o := &output{
+		emit: emit, sources: sources, epoll: epoll, ready: os.NewFile(uintptr(epoll), "epoll"), discard: discard, drained: make(chan struct{}, 1),
+	}
 	go o.pump()
 	return o, nil
 }
@@ -147,8 +152,8 @@ func (o *output) pump() {
 			reads = 0
 		}
 		for {
-			if reads++; reads > unbatchedReads && o.waiting() < fullRead {
-				time.Sleep(batchDelay)
+			if reads++; o.incomplete(reads) {
+				o.await()
 			}
 			o.mu.Lock()
 			progress := o.read()
@@ -167,17 +172,37 @@ func (o *output) open() bool {
 	return slices.ContainsFunc(o.sources, func(s source) bool { return s.open })
 }
 
-// waiting returns how many bytes are in the sources.
-func (o *output) waiting() (sum int) {
+// incomplete reports whether the next read, which is the number reads without a pause, should wait for more bytes.
+func (o *output) incomplete(reads int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	first := o.attached
+	o.attached = false
+	if !first && reads <= unbatchedReads {
+		return false
+	}
+	waiting := 0
 	for _, s := range o.sources {
 		if s.open {
 			n, _ := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
-			sum += n
+			waiting += n
 		}
 	}
-	return sum
+	return waiting < fullRead
+}
+
+// await waits for batchDelay, or for a drain if that comes first.
+func (o *output) await() {
+	select {
+	case <-o.drained: // it was before
+	default:
+	}
+	timer := time.NewTimer(batchDelay)
+	defer timer.Stop()
+	select {
+	case <-o.drained:
+	case <-timer.C:
+	}
 }
 
 // read emits the bytes that are in the sources, and reports whether there were any or a source has ended. It starts with
@@ -256,7 +281,7 @@ func (o *output) attach(emit emitFunc) {
 	for _, piece := range o.backlog {
 		_ = emit(piece.stream, piece.data)
 	}
-	o.emit, o.backlog, o.backlogSize = emit, nil, 0
+	o.emit, o.backlog, o.backlogSize, o.attached = emit, nil, 0, true
 }
 
 // inOrder calls f after all output that was printed before the call has been emitted.
@@ -294,6 +319,10 @@ func (o *output) drain() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.read()
+	select {
+	case o.drained <- struct{}{}:
+	default:
+	}
 }
 
 // report emits a message of the portal on stderr, or on the terminal. If the process's last line there has no newline,

@@ -59,3 +59,46 @@ func TestBatches(t *testing.T) {
 		}
 	}
 }
+
+// The first output after attach waits for the drain at the end of a run, or else for batchDelay. Later output does not wait.
+func TestFirstOutputWaits(t *testing.T) {
+	discard, err := newDiscarder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer discard.close()
+	out, stdoutEnd, stderrEnd, err := newPipes(nil, discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.finish()
+	defer stdoutEnd.Close()
+	defer stderrEnd.Close()
+	emitted := make(chan string, 10)
+	emit := func(_ portalv1.Output_Stream, data []byte) error {
+		emitted <- string(data)
+		return nil
+	}
+	out.attach(emit)
+	began := time.Now()
+	_, _ = stdoutEnd.WriteString("first")
+	if got := <-emitted; got != "first" || time.Since(began) < batchDelay {
+		t.Errorf("the first output is %q after %v, want it after %v", got, time.Since(began), batchDelay)
+	}
+	_, _ = stdoutEnd.WriteString("second")
+	if got := <-emitted; got != "second" {
+		t.Errorf("the next output is %q", got)
+	}
+	// The end of a run does not wait, and ends the wait of pump.
+	out.attach(emit)
+	_, _ = stdoutEnd.WriteString("last")
+	out.drain()
+	select {
+	case got := <-emitted:
+		if got != "last" {
+			t.Errorf("the output of a drain is %q", got)
+		}
+	default:
+		t.Error("a drain did not emit the output")
+	}
+}

@@ -155,6 +155,32 @@ class Text(io.TextIOWrapper):
         return super().write(text)
 
 
+class Input(io.FileIO):
+    """Descriptor 0. used says that a stream of it may have input, a position or options that the next run must not get."""
+
+    used = False
+
+    def readinto(self, buffer):
+        self.used = True
+        return super().readinto(buffer)
+
+    def readall(self):
+        self.used = True
+        return super().readall()
+
+    def seek(self, *args):
+        self.used = True
+        return super().seek(*args)
+
+
+class InputText(io.TextIOWrapper):
+    """sys.stdin."""
+
+    def reconfigure(self, **options):
+        self.buffer.raw.used = True
+        super().reconfigure(**options)
+
+
 class Streams:
     """The three standard descriptors and the streams for them. restore undoes what a run has done to them."""
 
@@ -165,7 +191,7 @@ class Streams:
             close(copy)
         self.files = [self.file(fd) for fd in self.saved]
         self.output = {}
-        self.stdin = None
+        self.input = self.stdin = None
         self.restore()
 
     @staticmethod
@@ -190,9 +216,11 @@ class Streams:
             setattr(sys, "__" + name + "__", stream)
 
     def renew_stdin(self):
-        """Makes sys.stdin a stream without the buffer of the last run."""
-        raw = io.BufferedReader(io.FileIO(0, "r", closefd=False))
-        sys.stdin = sys.__stdin__ = io.TextIOWrapper(raw, "utf-8")
+        """Makes sys.stdin a stream without the buffer of an earlier run. A new stream takes time, so it is only made if necessary."""
+        if self.stdin is None or self.input.used or not usable(self.stdin):
+            self.input = Input(0, "r", closefd=False)
+            self.stdin = InputText(io.BufferedReader(self.input), "utf-8")
+        sys.stdin = sys.__stdin__ = self.stdin
 
 
 def usable(stream):
@@ -305,7 +333,8 @@ class Session:
         last = []
         if tree.body and isinstance(tree.body[-1], _ast.Expr):
             last = [tree.body.pop()]
-        self.evaluate(self.compile(tree, name, "exec"))
+        if tree.body:
+            self.evaluate(self.compile(tree, name, "exec"))
         if last:
             mode = "exec" if ends_with_semicolon(last[0], source) else "single"
             tree = _ast.Interactive(last) if mode == "single" else _ast.Module(last, [])
@@ -769,13 +798,17 @@ def read_text():
     return read_exactly(int.from_bytes(read_exactly(4), "big")).decode()
 
 
+received = b""  # what was read from RUNS and not yet used; it is empty between runs
+
+
 def read_exactly(n):
-    data = b""
-    while len(data) < n:
-        piece = read(RUNS, n - len(data))
+    global received
+    while len(received) < n:
+        piece = read(RUNS, max(n - len(received), MAX_PIECE))
         if not piece:
             sys.exit()
-        data += piece
+        received += piece
+    data, received = received[:n], received[n:]
     return data
 
 
