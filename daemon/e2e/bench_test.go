@@ -157,16 +157,19 @@ func BenchmarkRoundTrip(b *testing.B) {
 	)
 }
 
-// BenchmarkStream measures the time from a request until the first byte that code prints is at the client, while the code
-// still runs. It compares that with the complete result of the same code.
+// BenchmarkStream measures a run of code in a running interpreter, and the time from a request until the first byte that code
+// prints is at the client, while the code still runs. It compares them with a message to the portal that runs nothing, and with
+// the complete result of the same code.
 func BenchmarkStream(b *testing.B) {
 	s, key := startSandbox(b, "stream", "microsandbox/python")
-	p := params{"sandbox": "stream", "language": "python", "code": "print('x')"}
+	run := func(code string) params { return params{"sandbox": "stream", "language": "python", "code": code} }
 	var open *events
 	compare(b, "stream", rounds(50),
-		measurement{name: "sandbox.repl.run print('x')", run: s.must(key, "sandbox.repl.run", p)},
-		measurement{name: "the same as event stream, until the first output", run: func() error {
-			open = s.stream(b, key, "sandbox.repl.run", p)
+		measurement{name: "sandbox.process.list, which runs nothing", run: s.must(key, "sandbox.process.list", params{"sandbox": "stream"})},
+		measurement{name: "sandbox.repl.run 1+1", run: s.must(key, "sandbox.repl.run", run("1+1"))},
+		measurement{name: "sandbox.repl.run print('x')", run: s.must(key, "sandbox.repl.run", run("print('x')"))},
+		measurement{name: "the same as event stream, until the first output", beside: "sandbox.repl.run print('x')", run: func() error {
+			open = s.stream(b, key, "sandbox.repl.run", run("print('x')"))
 			open.want(b, "output", "x")
 			return nil
 		}, after: func() error {
