@@ -278,7 +278,7 @@ func TestDeadREPLIsReplaced(t *testing.T) {
 	}
 
 	// One that can take no more code, but has not exited yet, is replaced too.
-	expect(t, c, sandbox.Python, "import atexit, os, time\natexit.register(time.sleep, 0.3)\nos.close(503)", true, "")
+	expect(t, c, sandbox.Python, "import atexit, os, time\natexit.register(time.sleep, 0.1)\nos.close(503)", true, "")
 	expect(t, c, sandbox.Python, "1 + 1", true, "stderr: the python process exited with status 1 after the last run; its state is lost\nstdout: 2\n")
 
 	// A process that exits in the background is reported, whether it exits during a run or between two runs.
@@ -451,7 +451,6 @@ const (
 	bash   = portalv1.RunCodeRequest_LANGUAGE_BASH
 )
 
-// TestCodeOptions runs code with an environment, a working directory and an input of its own.
 // A run of Python gets the whole of its input, whatever earlier runs have done with sys.stdin.
 func TestPythonInput(t *testing.T) {
 	t.Parallel()
@@ -459,7 +458,8 @@ func TestPythonInput(t *testing.T) {
 	for _, code := range []string{
 		"import os, sys", "input()", "sys.stdin.read(1)", "sys.stdin.buffer.peek()", "sys.stdin.buffer.raw.read(1)", "os.read(0, 1)",
 		"sys.stdin.seek(2)", "sys.stdin.buffer.seek(2)", "next(sys.stdin)", "open('/dev/stdin').read()", "sys.stdin.reconfigure(encoding='latin1')",
-		"sys.stdin.close()", "sys.stdin.detach()", "sys.stdin.buffer.detach()", "sys.stdin = None", "os.close(0)", "os.dup2(1, 0)", "import fileinput; next(fileinput.input(()))",
+		"sys.stdin.close()", "sys.stdin.detach()", "sys.stdin.buffer.detach()", "sys.stdin = None", "os.close(0)", "os.dup2(1, 0)", "sys.stdin = open(0)", "sys.stdin.readline = None",
+		"import io; sys.stdin = io.TextIOWrapper(sys.stdin.buffer)", "import fileinput; next(fileinput.input(()))",
 	} {
 		if ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, Code: code + ";", Input: []byte("the\nother\n")}); err != nil || !ok {
 			t.Fatalf("%q: success %t, %v, output %q", code, ok, err, printed)
@@ -471,8 +471,15 @@ func TestPythonInput(t *testing.T) {
 			t.Errorf("after %q: success %t, %v, output %q, want %q", code, ok, err, printed, want)
 		}
 	}
+	// A stream that is deleted closes the buffer from which it was made, but not that of the next run.
+	for _, code := range []string{"f = io.TextIOWrapper(sys.stdin.buffer)", "f = io.TextIOWrapper(sys.stdin.buffer); f.read()"} {
+		if ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, Code: code}); err != nil || !ok {
+			t.Errorf("%q: success %t, %v, output %q", code, ok, err, printed)
+		}
+	}
 }
 
+// TestCodeOptions runs code with an environment, a working directory and an input of its own.
 func TestCodeOptions(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t, "SET=image").dial(t)

@@ -60,7 +60,7 @@ type output struct {
 	discard     *discarder
 	buf         [maxPiece]byte
 	emit        emitFunc
-	attached    bool           // there was no read since attach
+	attached    bool           // pump has found nothing to read since attach
 	drained     chan struct{}  // gets a value, if there is room, when drain was called
 	backlog     []backlogPiece // output to emit when attach is called
 	backlogSize int            // bytes in backlog
@@ -152,10 +152,12 @@ func (o *output) pump() {
 			reads = 0
 		}
 		for {
-			if reads++; o.incomplete(reads) {
-				o.await()
-			}
 			o.mu.Lock()
+			if reads++; o.incomplete(reads) {
+				o.mu.Unlock()
+				o.await()
+				o.mu.Lock()
+			}
 			progress := o.read()
 			ended = !o.open()
 			o.mu.Unlock()
@@ -172,13 +174,10 @@ func (o *output) open() bool {
 	return slices.ContainsFunc(o.sources, func(s source) bool { return s.open })
 }
 
-// incomplete reports whether the next read, which is the number reads without a pause, should wait for more bytes.
+// incomplete reports whether the next read, which is the number reads without a pause, should wait for more bytes. The caller
+// holds mu.
 func (o *output) incomplete(reads int) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	first := o.attached
-	o.attached = false
-	if !first && reads <= unbatchedReads {
+	if !o.attached && reads <= unbatchedReads {
 		return false
 	}
 	waiting := 0
@@ -188,15 +187,19 @@ func (o *output) incomplete(reads int) bool {
 			waiting += n
 		}
 	}
+	if o.attached && waiting == 0 {
+		return false
+	}
+	o.attached = false
+	select {
+	case <-o.drained: // by an earlier drain
+	default:
+	}
 	return waiting < fullRead
 }
 
-// await waits for batchDelay, or for a drain if that comes first.
+// await waits for batchDelay after incomplete, or for a drain if that comes first.
 func (o *output) await() {
-	select {
-	case <-o.drained: // it was before
-	default:
-	}
 	timer := time.NewTimer(batchDelay)
 	defer timer.Stop()
 	select {

@@ -89,7 +89,7 @@ func TestFirstOutputWaits(t *testing.T) {
 	if got := <-emitted; got != "second" {
 		t.Errorf("the next output is %q", got)
 	}
-	// The end of a run does not wait, and ends the wait of pump.
+	// The end of a run does not wait.
 	out.attach(emit)
 	_, _ = stdoutEnd.WriteString("last")
 	out.drain()

@@ -176,8 +176,13 @@ class Input(io.FileIO):
 class InputText(io.TextIOWrapper):
     """sys.stdin."""
 
+    @property
+    def buffer(self):
+        session.streams.input.used = True  # a stream that the code makes from the buffer closes it when it is deleted
+        return super().buffer
+
     def reconfigure(self, **options):
-        self.buffer.raw.used = True
+        session.streams.input.used = True
         super().reconfigure(**options)
 
 
@@ -200,6 +205,7 @@ class Streams:
         return status.st_dev, status.st_ino
 
     def restore(self):
+        sys.stdin = sys.__stdin__ = self.stdin  # first, because the end of another stream may close a descriptor
         for fd, file in enumerate(self.files):
             try:
                 same = self.file(fd) == file
@@ -217,7 +223,7 @@ class Streams:
 
     def renew_stdin(self):
         """Makes sys.stdin a stream without the buffer of an earlier run. A new stream takes time, so it is only made if necessary."""
-        if self.stdin is None or self.input.used or not usable(self.stdin):
+        if self.stdin is None or self.input.used or vars(self.stdin) or not usable(self.stdin):
             self.input = Input(0, "r", closefd=False)
             self.stdin = InputText(io.BufferedReader(self.input), "utf-8")
         sys.stdin = sys.__stdin__ = self.stdin
