@@ -74,6 +74,7 @@ for dir in "$state" "$run"; do
 		echo "Removed $dir"
 	fi
 done
+rm -f /var/lib/msb-ci.pid # which says that the state was that of .ci/run
 # Remove the directories that all sandboxes share, unless another server still uses them.
 find /run/kata-containers /run/vc -depth -type d -empty -delete 2>/dev/null || true
 rmdir /sys/fs/cgroup/msb /sys/fs/cgroup/*/msb 2>/dev/null || true
