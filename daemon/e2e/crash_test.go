@@ -188,7 +188,7 @@ func (s *server) rebootHost(t *testing.T) {
 			for _, group := range groups {
 				pids, _ := os.ReadFile(filepath.Join(group, "cgroup.procs"))
 				for _, field := range strings.Fields(string(pids)) {
-					if pid, err := strconv.Atoi(field); err == nil {
+					if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 						_ = syscall.Kill(pid, syscall.SIGKILL)
 					}
 				}
