@@ -251,7 +251,7 @@ race: deps bin/tools/gotestsum bin/tools/pebble ## Run only the tests that run u
 .PHONY: soak
 soak: deps build guest base-images bin/tools/pebble ## Run the reliability tests with their full counts, which takes hours
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
-	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys data/store serve/http guest/agent)
+	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys data/store serve/http guest/agent guest/portalclient)
 	@MSB_SOAK=1 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 24h -v -run '^TestConcurrentUseAgreesWithAModel$$' ./daemon/internal/domain/keys
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestKills' ./daemon/e2e
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestNginx' ./daemon
