@@ -29,8 +29,8 @@ var poolSet = &cli.Command{
 	Name:      "set",
 	UsageText: "msb pool set [options]",
 	Usage:     "set how many microVMs of an image and size are started in advance",
-	Description: "Without --image and a size, it sets the pool of the default image and size. --max 0 removes a pool. The setting\n" +
-		"stays after a restart of the server.",
+	Description: "Without --image and a size, it sets the pool of the default image and size. --min 0 --max 0 removes a\n" +
+		"pool. The setting stays after a restart of the server.",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "image", Usage: "the `IMAGE` (default: the server's default image)"},
 		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs", DefaultText: "the server's"},
