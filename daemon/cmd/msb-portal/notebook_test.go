@@ -91,6 +91,18 @@ func TestPythonNotebook(t *testing.T) {
 		{"async with asyncio.Lock(): print('locked')", 0, "stdout: locked\n"},
 	})
 
+	// A stream that the code makes for a descriptor closes it when it is deleted, but not that of the next run.
+	for _, code := range []string{
+		"sys.stdout = os.fdopen(1, 'w', 1)", "sys.stdout = io.TextIOWrapper(open(1, 'wb', 0), write_through=True)", "sys.__stdout__ = open(1, 'w')",
+		"sys.stderr = os.fdopen(2, 'w', 1)", "sys.stdout = sys.stderr = open(2, 'w')", "sys.stdin = open(0)",
+	} {
+		runCells(t, c, sandbox.Python, []cell{
+			{code + "; kept = 1", 0, ""},
+			{"print('found', sys.stdin.read()); print('as well', file=sys.stderr)", 0, "stdout: found \nstderr: as well\n"},
+			{"kept", 0, "stdout: 1\n"},
+		})
+	}
+
 	// The event loop runs between runs.
 	done := fifo(t)
 	runCells(t, c, sandbox.Python, []cell{{fmt.Sprintf("state = 'new'\nasync def finish():\n    global state\n    await asyncio.sleep(0.01)\n    state = 'done'\n    open(%q, 'w').close()\nlater = asyncio.create_task(finish())", done), 0, ""}})

@@ -205,7 +205,10 @@ class Streams:
         return status.st_dev, status.st_ino
 
     def restore(self):
-        sys.stdin = sys.__stdin__ = self.stdin  # first, because the end of another stream may close a descriptor
+        # First the streams, because those that the code has put there may close a descriptor when they are deleted.
+        sys.stdin = sys.__stdin__ = self.stdin
+        sys.stdout = sys.__stdout__ = self.output.get("stdout")
+        sys.stderr = sys.__stderr__ = self.output.get("stderr")
         for fd, file in enumerate(self.files):
             try:
                 same = self.file(fd) == file
@@ -218,8 +221,8 @@ class Streams:
             if stream is None or not usable(stream):
                 stream = Text(Buffer(Raw(fd, "w", closefd=False)), "utf-8", errors, line_buffering=True)
                 self.output[name] = stream
-            setattr(sys, name, stream)
-            setattr(sys, "__" + name + "__", stream)
+                setattr(sys, name, stream)
+                setattr(sys, "__" + name + "__", stream)
 
     def renew_stdin(self):
         """Makes sys.stdin a stream without the buffer of an earlier run. A new stream takes time, so it is only made if necessary."""
