@@ -320,6 +320,21 @@ func TestProcesses(t *testing.T) {
 	if hog.Exit.Signal != "KILL" || !strings.Contains(hog.Exit.Reason, "out of memory") {
 		t.Errorf("memory hog: %+v, want the reason", hog.Exit)
 	}
+	// So it does if the memory does not quite run out, but the program only reads the same pages again and again.
+	thrash := wait(start(params{"command": "python3", "args": []string{"-c", `
+import mmap, os, random
+with open("/root/pages", "wb") as f:
+    f.write(bytes(64 << 20))
+    f.flush()
+    os.fsync(f.fileno())
+pages = mmap.mmap(os.open("/root/pages", os.O_RDONLY), 64 << 20, prot=mmap.PROT_READ)
+os.unlink("/root/pages")
+memory = [bytearray(b"1") * (1 << 20) for i in range(470)]
+while True:
+    pages[random.randrange(64 << 20)]`}}))
+	if thrash.Exit.Signal != "KILL" || !strings.Contains(thrash.Exit.Reason, "out of memory") {
+		t.Errorf("thrashing program: %+v, want the reason", thrash.Exit)
+	}
 	// A time limit ends everything that the process started, also what left its session.
 	late := wait(start(params{"command": "sh", "args": []string{"-c", "setsid sh -c 'trap \"\" TERM; while :; do sleep 7654; done' & sleep 7654"}, "timeout": 0.5, "grace": 0.1}))
 	if !late.Exit.TimedOut || late.Exit.Signal != "TERM" {

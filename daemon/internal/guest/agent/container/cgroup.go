@@ -60,7 +60,7 @@ func createCgroup(id string, portal bool) (*cgroup, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(path))
 	}
-	oom, err := watchOOM(path + "/memory.events")
+	oom, err := watchOOM(path)
 	if err != nil {
 		return nil, errors.Join(err, dir.Close(), os.Remove(path))
 	}
