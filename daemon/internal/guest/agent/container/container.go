@@ -337,8 +337,8 @@ func (c *Container) Limit(r *pb.LinuxResources) error { return c.cgroup.limit(r)
 // Stats returns the container's resource usage. Times are in nanoseconds, sizes in bytes.
 func (c *Container) Stats() (*pb.CgroupStats, error) { return c.cgroup.stats() }
 
-// ListenOOM calls killed for each process of the container that the kernel kills because it ran out of memory. It
-// returns when the container is removed.
+// ListenOOM calls killed for each process of the container that the kernel kills because it ran out of memory, and makes
+// the kernel kill one if the programs thrash. It returns when the container is removed.
 func (c *Container) ListenOOM(killed func()) { c.cgroup.oom.listen(killed) }
 
 // Freeze freezes or unfreezes every process in the container.

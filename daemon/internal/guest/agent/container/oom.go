@@ -82,7 +82,7 @@ type thrash struct {
 
 const (
 	thrashInterval = time.Second // between two samples, at least
-	thrashSamples  = 3           // in a row until a process is killed
+	thrashSamples  = 10          // in a row until a process is killed; a program may thrash for seconds and then make progress
 	thrashCache    = 16 << 20    // bytes; with a cache of this size or more, programs do not thrash
 	thrashFaults   = 50          // page faults with a read between two samples, at least
 )

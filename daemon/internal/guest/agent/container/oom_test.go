@@ -19,9 +19,9 @@ func TestThrash(t *testing.T) {
 		pause                   int // the sample after which nothing happens for a while; 0 for none
 		want                    int // the sample that reports it; 0 for none
 	}{
-		{name: "thrashing", refaults: refaults, faults: faults, cache: cache, every: time.Second, want: 4},
-		{name: "thrashing slowly", refaults: cache/page + 1, faults: 50, cache: cache, every: 1500 * time.Millisecond, want: 4},
-		{name: "thrashing with a pause", refaults: refaults, faults: faults, cache: cache, every: time.Second, pause: 3, want: 7},
+		{name: "thrashing", refaults: refaults, faults: faults, cache: cache, every: time.Second, want: 11},
+		{name: "thrashing slowly", refaults: cache/page + 1, faults: 50, cache: cache, every: 1500 * time.Millisecond, want: 11},
+		{name: "thrashing with a pause", refaults: refaults, faults: faults, cache: cache, every: time.Second, pause: 10, want: 21},
 		{name: "a large cache", refaults: refaults, faults: faults, cache: 16 << 20, every: time.Second},
 		{name: "a cache that is read seldom", refaults: cache/page - 1, faults: faults, cache: cache, every: time.Second},
 		{name: "files that are read again, but not executed", refaults: refaults, cache: cache, every: time.Second},
@@ -30,7 +30,7 @@ func TestThrash(t *testing.T) {
 		var w thrash
 		now, got := time.Now(), 0
 		stat := map[string]uint64{"workingset_refault_file": 7 * refaults, "pgmajfault": 7 * faults}
-		for i := 1; i <= 10 && got == 0; i++ {
+		for i := 1; i <= 30 && got == 0; i++ {
 			stat["active_file"], stat["inactive_file"] = c.cache/2, c.cache-c.cache/2
 			if w.lasts(now, stat) {
 				got = i
